@@ -1,0 +1,56 @@
+"""Any torch module that a user passes in memory. Its artifact keeps the weights; the module itself must be given again."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from planish import weights
+from planish.errors import ArtifactError
+from planish.model import Architecture, TorchModel
+from planish.weights import Counts
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class ModuleBuilder:
+    """Stores the state dict. No import path is stored, so opening an artifact cannot run foreign code."""
+
+    def save(self, model: TorchModel, folder: Path) -> Architecture:
+        model.settle()
+        state = {name: t for name, t in model.module.state_dict().items() if t.numel()}
+        weights.write(folder / weights.SINGLE, state)
+        return {"class": type(model.module).__name__, "storage": model.storage}
+
+    def load(
+        self, folder: Path, architecture: Architecture, device: str, given: nn.Module | None = None
+    ) -> TorchModel:
+        """Raises ArtifactError when no module is given or its shapes are not the stored ones."""
+        if given is None:
+            raise ArtifactError(
+                f"{folder}: the architecture ({architecture['class']}) was a module in memory and is not stored: "
+                "give the module again, or register a builder for it"
+            )
+        module = copy.deepcopy(given)
+        if device == "meta":
+            return TorchModel(module.to("meta"), "module", None, str(architecture["storage"]))
+        state = weights.read(folder / weights.SINGLE)
+        try:
+            module.load_state_dict(state)
+        except RuntimeError as error:
+            problem = str(error).splitlines()[-1].strip()
+            raise ArtifactError(
+                f"{folder}: the module given is not the one that was saved: {problem}"
+            ) from None
+        module.to(device).eval()
+        return TorchModel(module, "module", None, str(architecture["storage"]))
+
+    def count(self, folder: Path, architecture: Architecture) -> Counts:
+        return weights.count(folder)
+
+
+def storage_of(module: nn.Module) -> str:
+    """Number format of a module's first parameter, as torch names it."""
+    return next((str(p.dtype).removeprefix("torch.") for p in module.parameters()), "float32")

@@ -1,0 +1,231 @@
+"""Models of the transformers library: rebuilt from their config, with what surgery changed put back."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planish import weights
+from planish.errors import ArtifactError
+from planish.model import Architecture, TorchModel
+from planish.weights import Counts
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+class TransformersBuilder:
+    """Saves with ``save_pretrained``, so the folder opens with plain transformers whenever the config can express it.
+
+    Two cases need more than the config: blocks of different widths, and families whose config cannot say that heads
+    were removed (GPT-2, OPT). Their artifact keeps the raw tensors and the attributes that surgery set; loading builds
+    the module from the config and brings every parameter to its stored shape.
+    """
+
+    def save(self, model: TorchModel, folder: Path) -> Architecture:
+        model.settle()
+        module: Any = model.module
+        config = module.config
+        computing, config.dtype = getattr(config, "dtype", None), model.storage
+        try:
+            if model.patches:
+                config.architectures = [type(module).__name__]
+                config.save_pretrained(folder)
+                weights.write(folder / weights.SINGLE, _stored(module, model.storage))
+            else:
+                with quiet():
+                    module.save_pretrained(folder, state_dict=_stored(module, model.storage))
+        finally:
+            config.dtype = computing
+        if model.tokenizer is not None:
+            model.tokenizer.save_pretrained(folder)
+        return {"class": type(module).__name__, "storage": model.storage, "patches": model.patches}
+
+    def load(self, folder: Path, architecture: Architecture, device: str, given: Any = None) -> TorchModel:
+        cls = model_class(str(architecture["class"]))
+        patches: dict[str, dict[str, int]] = architecture.get("patches", {})
+        storage = str(architecture.get("storage", "float32"))
+        if device == "meta":
+            module = _from_config(cls, folder, device)
+        elif patches:
+            module = _from_config(cls, folder, "cpu")
+            _restore(module, patches, folder)
+        else:
+            module = _from_pretrained(cls, folder)
+        if device != "meta":
+            module = module.to(device=device, dtype=compute_dtype(storage, device))
+        module.eval()
+        return TorchModel(module, "transformers", load_tokenizer(folder), storage, patches)
+
+    def count(self, folder: Path, architecture: Architecture) -> Counts:
+        return weights.count(folder)
+
+
+def model_class(name: str) -> Any:
+    """The transformers class of that name.
+
+    Raises:
+        ArtifactError: there is none, or it is no model class. Nothing but transformers' own classes can be named.
+    """
+    import transformers
+
+    cls = getattr(transformers, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+        raise ArtifactError(f"transformers {transformers.__version__} has no model class {name!r}")
+    return cls
+
+
+def describe(folder: Path) -> Architecture:
+    """The architecture of a plain transformers folder, read from its config and weight files.
+
+    Raises:
+        ArtifactError: no config, no weights, damaged weights, or a config that names no class.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ArtifactError(
+            f"{folder}: no config.json; a model folder holds config.json and {weights.SINGLE}"
+        )
+    try:
+        config = json.loads(path.read_text())
+        names = config.get("architectures") or []
+    except (ValueError, AttributeError) as error:
+        raise ArtifactError(f"{path}: not a model config ({error})") from None
+    if "auto_map" in config:
+        raise ArtifactError(f"{path}: the model brings its own code (auto_map), which is not run")
+    if len(names) != 1:
+        raise ArtifactError(f"{path}: 'architectures' must name one class, found {names}")
+    weights.check(folder)
+    return {"class": names[0], "storage": storage_dtype(folder), "patches": {}}
+
+
+def storage_dtype(folder: Path) -> str:
+    """Number format of most values in the weight files, as torch names it."""
+    names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    volume: dict[str, int] = {}
+    for path in weights.files(folder):
+        for entry in weights.header(path).values():
+            begin, end = entry["data_offsets"]
+            volume[entry["dtype"]] = volume.get(entry["dtype"], 0) + end - begin
+    return names.get(max(volume, key=lambda dtype: volume[dtype], default="F32"), "float32")
+
+
+def compute_dtype(storage: str, device: str) -> Any:
+    """16-bit weights compute in float32 on a CPU, whose 16-bit arithmetic is slow and coarse; elsewhere as stored."""
+    import torch
+
+    return torch.float32 if device == "cpu" and storage != "float64" else getattr(torch, storage)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in ``folder``, or None when it holds none."""
+    if not any((folder / name).is_file() for name in TOKENIZER):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # tokenizers raise bare Exception for damaged files
+        raise ArtifactError(f"{folder}: the tokenizer does not load ({_first_line(error)})") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back the library's advice and bars; errors still come through."""
+    from transformers.utils import logging as library
+
+    level, bars = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity(logging.ERROR)
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.set_verbosity(level)
+        if bars:
+            library.enable_progress_bar()
+
+
+def _stored(module: nn.Module, storage: str) -> dict[str, Any]:
+    """The state in its storage format, each shared tensor once and under its first name."""
+    import torch
+
+    dtype = getattr(torch, storage)
+    seen: set[int] = set()
+    state = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        state[name] = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
+    return state
+
+
+def _from_pretrained(cls: Any, folder: Path) -> nn.Module:
+    import torch
+
+    try:
+        with quiet():
+            module, info = cls.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+    except Exception as error:  # the library raises many kinds for a folder that does not fit its config
+        raise ArtifactError(f"{folder}: {cls.__name__} does not load ({_first_line(error)})") from None
+    if missing := sorted(info["missing_keys"]):
+        raise ArtifactError(
+            f"{folder}: weights are missing: {', '.join(missing[:3])} ({len(missing)} in all)"
+        )
+    return module  # type: ignore[no-any-return]
+
+
+def _from_config(cls: Any, folder: Path, device: str) -> nn.Module:
+    import torch
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config.dtype = torch.float32
+    with quiet(), torch.device(device):
+        return cls(config)  # type: ignore[no-any-return]
+
+
+def _restore(module: nn.Module, patches: dict[str, dict[str, int]], folder: Path) -> None:
+    """Put back what surgery set, then load every tensor at its stored shape."""
+    import torch
+    from torch import nn
+
+    for path, attributes in patches.items():
+        target = module.get_submodule(path)
+        for name, value in attributes.items():
+            if not isinstance(getattr(target, name, None), int) or not isinstance(value, int):
+                raise ArtifactError(f"{folder}: {path or 'model'} has no integer attribute {name!r}")
+            setattr(target, name, value)
+    wanted = {name for name, _ in module.named_parameters()}
+    for name, tensor in weights.tensors(folder):
+        path, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(path)
+        wanted.discard(name)
+        if leaf in owner._buffers:
+            owner._buffers[leaf] = tensor
+            continue
+        owner._parameters[leaf] = nn.Parameter(tensor.float(), requires_grad=tensor.is_floating_point())
+        if isinstance(owner, nn.Linear) and leaf == "weight":
+            owner.out_features, owner.in_features = tensor.shape
+    if wanted:
+        raise ArtifactError(
+            f"{folder}: weights are missing: {', '.join(sorted(wanted)[:3])} ({len(wanted)} in all)"
+        )
+    with torch.no_grad():
+        module.tie_weights()  # type: ignore[operator]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]

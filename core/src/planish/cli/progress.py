@@ -1,0 +1,59 @@
+"""Progress of a run on the terminal: a live bar, or plain lines where nobody watches."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from planish.events import Event
+
+_WORDS = {
+    "stage_started": "started",
+    "stage_progress": "",
+    "stage_finished": "done",
+    "stage_failed": "failed",
+    "stage_reused": "already done",
+    "note": "",
+}
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[Event], None]]:
+    """A listener for `planish.Pipeline.run`. Everything goes to standard error; standard output is for results."""
+    if sys.stderr.isatty():
+        with _live() as listen:
+            yield listen
+    else:
+        yield lambda event: print(line(event), file=sys.stderr, flush=True)
+
+
+def line(event: Event) -> str:
+    """One event as one line."""
+    clock = time.strftime("%H:%M:%S", time.localtime(event.time))
+    count = f"{event.done}/{event.total}" if event.total else ""
+    return " ".join(part for part in (clock, event.stage, _WORDS[event.type], count, event.text) if part)
+
+
+@contextmanager
+def _live() -> Iterator[Callable[[Event], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    layout = (TextColumn("{task.fields[stage]}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*layout, TextColumn("{task.description}"), console=Console(stderr=True)) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def listen(event: Event) -> None:
+            if event.stage not in tasks or event.type == "stage_started":
+                tasks[event.stage] = bar.add_task("", total=None, stage=event.stage)
+            task = tasks[event.stage]
+            if event.type == "stage_progress":
+                bar.update(task, completed=event.done, total=event.total or None, description=event.text)
+            elif event.type in ("stage_finished", "stage_reused"):
+                bar.update(task, completed=1, total=1, description=_WORDS[event.type])
+            elif event.type == "stage_failed":
+                bar.update(task, description=f"failed: {event.text}")
+
+        yield listen

@@ -1,0 +1,168 @@
+"""Models side by side, all measured in one run: size, non-zeros, quality, latency, and a verdict on the speed."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from planish import measure
+from planish.artifact import Artifact
+from planish.measure import Measurement, Timing
+from planish.weights import Counts
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from planish.tasks import Task
+
+MARGIN = 1.05
+"""Speed-ups whose lower quartile stays below this are not called faster: the rest is noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A model to be measured. ``given`` rebuilds artifacts of modules in memory."""
+
+    label: str
+    artifact: Artifact
+    given: nn.Module | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What was measured of one model; figures beside the ``reference`` row are ratios to that row.
+
+    Attributes:
+        label, digest, runtime: which model, and what ran it.
+        size: bytes on disk of all its files.
+        counts: stored values, non-zeros, layer by layer.
+        quality: the task's metrics.
+        latency: seconds a call on the task's example; None when no task was given.
+        speedup: (median, lower quartile, upper quartile) of reference time over own time, round by round.
+        verdict: what the speed amounts to, in words.
+    """
+
+    label: str
+    digest: str
+    runtime: str
+    size: int
+    counts: Counts
+    quality: list[Measurement]
+    latency: Measurement | None
+    speedup: tuple[float, float, float] | None
+    verdict: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Row:
+        data = dict(data)
+        counts = data["counts"]
+        counts["layers"] = {name: (int(n), int(z)) for name, (n, z) in counts["layers"].items()}
+        data["counts"] = Counts(**counts)
+        data["quality"] = [Measurement(**m) for m in data["quality"]]
+        data["latency"] = Measurement(**data["latency"]) if data["latency"] else None
+        data["speedup"] = tuple(data["speedup"]) if data["speedup"] else None
+        return cls(**data)
+
+
+def compare(
+    entries: Sequence[Entry],
+    task: Task | None,
+    *,
+    reference: int = 0,
+    device: str = "cpu",
+    rounds: int = 21,
+    report: Callable[[int, int, str], None] = lambda done, total, text: None,
+) -> list[Row]:
+    """Measure every entry; latencies are taken in alternation and compared with the entry number ``reference``."""
+    models = {}
+    quality: dict[str, list[Measurement]] = {}
+    for number, entry in enumerate(entries):
+        report(number, len(entries) + 1, f"quality of {entry.label}")
+        model = entry.artifact.load(device, entry.given)
+        quality[entry.label] = task.evaluate(model) if task else []
+        models[entry.label] = model
+    report(len(entries), len(entries) + 1, "latency, all models in turns")
+    timings = _time(models, task, device, rounds) if task else {}
+    base = timings.get(entries[reference].label)
+    base_counts = entries[reference].artifact.count()
+    rows = []
+    for entry in entries:
+        label = entry.label
+        counts = entry.artifact.count()
+        timing = timings.get(label)
+        ratio = (
+            measure.speedup(base, timing) if base and timing and label != entries[reference].label else None
+        )
+        rows.append(
+            Row(
+                label,
+                entry.artifact.digest,
+                models[label].runtime,
+                entry.artifact.bytes,
+                counts,
+                quality[label],
+                _latency(timing, models[label].runtime, task) if timing and task else None,
+                ratio,
+                verdict(ratio, base_counts, counts),
+            )
+        )
+    report(len(entries) + 1, len(entries) + 1, "measured")
+    models.clear()
+    gc.collect()
+    return rows
+
+
+def verdict(ratio: tuple[float, float, float] | None, base: Counts, own: Counts) -> str:
+    """What the figures allow to say. A model with more zeros in tensors of the same size is "masked only" unless it
+    was measured to be faster."""
+    if ratio is None:
+        return "reference"
+    _, low, high = ratio
+    if low > MARGIN:
+        return "faster"
+    same_size = own.parameters == base.parameters
+    if same_size and own.nonzeros < base.nonzeros * 0.99:
+        return "masked only"
+    return "slower" if high < 1 / MARGIN else "same speed"
+
+
+def _time(models: dict[str, Any], task: Task, device: str, rounds: int) -> dict[str, Timing]:
+    """Interleaved timings of one call on the task's example; a sample lasts at least about 20 ms."""
+    synchronize = None
+    if device.startswith("cuda"):
+        import torch
+
+        synchronize = torch.cuda.synchronize
+
+    def program(model: Any) -> Callable[[], object]:
+        batch = task.example(model)
+        return lambda: model(batch)
+
+    programs = {label: program(model) for label, model in models.items()}
+    pilot = measure.interleaved(programs, rounds=1, warmup=2, synchronize=synchronize)
+    fastest = min(timing.median for timing in pilot.values())
+    calls = max(1, round(0.02 / fastest))
+    return measure.interleaved(programs, rounds=rounds, warmup=2, calls=calls, synchronize=synchronize)
+
+
+def _latency(timing: Timing, runtime: str, task: Task) -> Measurement:
+    low, high = timing.quartiles
+    shape = f"batch {getattr(task, 'batch', 1)}" + (
+        f" x {task.length} tokens" if hasattr(task, "length") else ""
+    )
+    how = f"median of {len(timing.samples)} rounds in alternation with the other rows, {shape}; spread is half the quartile range"
+    return Measurement(
+        "latency",
+        timing.median,
+        "s",
+        len(timing.samples),
+        (high - low) / 2,
+        runtime,
+        how,
+        lower_is_better=True,
+    )

@@ -1,0 +1,127 @@
+"""Data references: where data comes from, and a fingerprint by which a resumed run knows that it is the same."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from planish import digest
+from planish.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_OPENERS = {".xz": lzma.open, ".gz": gzip.open}
+
+
+class Text(BaseModel):
+    """Text in a file (plain, ``.xz`` or ``.gz``) or in memory, as a list of documents."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: Path | None = Field(None, description="file with UTF-8 text, optionally compressed (.xz, .gz)")
+    text: str | None = Field(None, description="the text itself, instead of a file")
+    separator: str = Field("", description="string between documents; empty: the whole text is one document")
+    documents: str = Field("", description="which documents, as 'first:last' like a Python slice; empty: all")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.path is None) == (self.text is None):
+            raise ValueError("give either path or text")
+        _slice(self.documents)
+        return self
+
+    def read(self) -> list[str]:
+        """The documents chosen, without empty ones and without white space around them.
+
+        Raises:
+            DataError: the file is missing, unreadable or not UTF-8, or no document is left.
+        """
+        text = self._raw() if self.text is None else self.text
+        parts = text.split(self.separator) if self.separator else [text]
+        documents = [part.strip() for part in parts if part.strip()]
+        chosen = documents[_slice(self.documents)]
+        if not chosen:
+            raise DataError(
+                f"text {self.path or 'in memory'}: no document in {self.documents or 'it'!r} of {len(documents)}"
+            )
+        return chosen
+
+    def fingerprint(self) -> str:
+        return digest.of_json(self.read())
+
+    def _raw(self) -> str:
+        assert self.path is not None
+        opener: Any = _OPENERS.get(self.path.suffix, open)
+        try:
+            with opener(self.path, "rt", encoding="utf-8") as stream:
+                return str(stream.read())
+        except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
+            raise DataError(f"text {self.path}: {error}") from None
+
+
+class Tensors(BaseModel):
+    """Named arrays in memory, or in a ``.npz`` file without pickles: ``train_x``, ``train_y``, ``test_x``, ``test_y``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    path: Path | None = Field(None, description=".npz file with the arrays")
+    values: dict[str, Any] | None = Field(None, description="the tensors themselves, instead of a file")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.path is None) == (self.values is None):
+            raise ValueError("give either path or values")
+        return self
+
+    def read(self, *names: str) -> list[Tensor]:
+        """The tensors of these names.
+
+        Raises:
+            DataError: the file is missing or damaged, holds pickles, or lacks a name.
+        """
+        import torch
+
+        values = self._raw() if self.values is None else self.values
+        for name in names:
+            if name not in values:
+                raise DataError(
+                    f"data {self.path or 'in memory'}: no array {name!r} (has: {', '.join(sorted(values))})"
+                )
+        return [torch.as_tensor(values[name]) for name in names]
+
+    def fingerprint(self) -> str:
+        import torch
+
+        values = self._raw() if self.values is None else self.values
+        parts: list[bytes] = []
+        for name in sorted(values):
+            tensor = torch.as_tensor(values[name]).contiguous()
+            parts += [f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode(), tensor.numpy().tobytes()]
+        return digest.of_bytes(*parts)
+
+    def _raw(self) -> dict[str, Any]:
+        import numpy as np
+
+        assert self.path is not None
+        try:
+            with np.load(self.path, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"data {self.path}: {error}") from None
+
+
+def _slice(text: str) -> slice:
+    if not text:
+        return slice(None)
+    first, colon, last = text.partition(":")
+    try:
+        if not colon:
+            raise ValueError
+        return slice(int(first) if first else None, int(last) if last else None)
+    except ValueError:
+        raise ValueError(f"documents must read 'first:last', not {text!r}") from None

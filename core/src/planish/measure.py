@@ -1,0 +1,196 @@
+"""Measured values, and the few ways in which core takes them. Reports are made of nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import random
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One measured value.
+
+    Attributes:
+        name: what was measured, in the field's standard term.
+        value: the figure, in ``unit``.
+        repeats: how many samples stand behind it (windows, images, timed calls).
+        spread: half-width of its uncertainty in ``unit``; what it is stands in ``how``. None where it has none.
+        device: where it was taken.
+        how: how it was taken, in one sentence.
+        lower_is_better: direction of improvement; None where there is none.
+    """
+
+    name: str
+    value: float
+    unit: str
+    repeats: int = 1
+    spread: float | None = None
+    device: str = ""
+    how: str = ""
+    lower_is_better: bool | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class Timing:
+    """Seconds of every timed call of one program."""
+
+    samples: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        return quartiles(self.samples)
+
+
+def quartiles(samples: list[float]) -> tuple[float, float]:
+    """Lower and upper quartile; of a single sample, the sample itself twice."""
+    if len(samples) < 2:
+        return samples[0], samples[0]
+    low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return low, high
+
+
+def interleaved(
+    programs: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 15,
+    warmup: int = 3,
+    calls: int = 1,
+    synchronize: Callable[[], object] | None = None,
+) -> dict[str, Timing]:
+    """Time ``programs`` in turns within one run, so that a busy machine slows all of them alike.
+
+    Every round calls each program ``calls`` times in a row, in an order drawn anew each round: with a fixed order one
+    program would always run in the cache that another one left. ``synchronize`` is called before each clock reading
+    (for devices that work asynchronously). A sample is the mean of its round's calls, in seconds.
+    """
+    order = list(programs)
+    shuffle = random.Random(0).shuffle
+    timings = {name: Timing() for name in order}
+    for number in range(warmup + rounds):
+        shuffle(order)
+        for name in order:
+            program = programs[name]
+            if synchronize:
+                synchronize()
+            start = time.perf_counter()
+            for _ in range(calls):
+                program()
+            if synchronize:
+                synchronize()
+            if number >= warmup:
+                timings[name].samples.append((time.perf_counter() - start) / calls)
+    return timings
+
+
+def speedup(base: Timing, other: Timing) -> tuple[float, float, float]:
+    """How many times faster ``other`` is than ``base``: median and quartiles of the ratios round by round."""
+    ratios = [b / o for b, o in zip(base.samples, other.samples, strict=True)]
+    low, high = quartiles(ratios)
+    return statistics.median(ratios), low, high
+
+
+def bytes_on_disk(folder: Path) -> int:
+    """Bytes of all files below ``folder``."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+class PeakMemory:
+    """Peak resident memory of this process between `start` and `stop`, in bytes.
+
+    On Linux the kernel's own high-water mark is reset and read, which misses nothing; elsewhere, and where the reset
+    is not permitted, resident memory is sampled every 5 ms.
+    """
+
+    how: str = ""
+    peak: int = 0
+
+    def start(self) -> None:
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+            self.how = "kernel high-water mark of resident memory"
+        except OSError:
+            self.how = "resident memory sampled every 5 ms"
+            self._thread = threading.Thread(target=self._sample, daemon=True)
+            self._thread.start()
+
+    def stop(self) -> int:
+        if self._thread is None:
+            self.peak = _status("VmHWM")
+        else:
+            self._stop.set()
+            self._thread.join()
+        return self.peak
+
+    def _sample(self) -> None:
+        while not self._stop.wait(0.005):
+            self.peak = max(self.peak, resident())
+
+
+@contextlib.contextmanager
+def peak_memory() -> Iterator[PeakMemory]:
+    """Measure the peak resident memory of the body; read ``peak`` afterwards."""
+    meter = PeakMemory()
+    meter.start()
+    try:
+        yield meter
+    finally:
+        meter.stop()
+
+
+def resident() -> int:
+    """Resident memory of this process in bytes; its peak so far where the current value cannot be read."""
+    if current := _status("VmRSS"):
+        return current
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _status(key: str) -> int:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(key + ":"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def device_name(device: str = "cpu") -> str:
+    """The hardware's own name, for the record: the processor's model and the cores available, or the GPU's name."""
+    if device.startswith("cuda"):
+        import torch
+
+        return str(torch.cuda.get_device_name(device))
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return f"{name}, {cores()} cores"
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
