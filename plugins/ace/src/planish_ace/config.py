@@ -122,6 +122,15 @@ class AceConfig(MethodConfig):
         return self
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """Calibration text, unless scores are magnitudes and nothing is refitted."""
+        return ("calibration",) if self.reads_data else ()
+
+    @property
+    def reads_data(self) -> bool:
+        return self.metric != "magnitude" or self.reconstruct
+
+    @property
     def row_sparsity(self) -> float:
         """Share of a row that unstructured pruning zeroes."""
         return 0.5 if self.sparsity is None else self.sparsity

@@ -121,7 +121,7 @@ def prune(
         config.separable,
         config.ria_exponent,
     )
-    windows = calibration_windows(model, calibration, config, seed) if reads_data(config) else None
+    windows = calibration_windows(model, calibration, config, seed) if config.reads_data else None
     report = PruneReport(config.model_dump(), seed)
     if windows is not None:
         report.samples, report.seqlen = windows.shape
@@ -185,11 +185,6 @@ def calibration_windows(model: nn.Module, tokens: Tensor | None, config: AceConf
     if len(tokens) < seqlen:
         raise DataError(f"calibration: {len(tokens)} tokens, fewer than one sample of seqlen = {seqlen}")
     return draw(tokens, seqlen, config.nsamples, seed)
-
-
-def reads_data(config: AceConfig) -> bool:
-    """Whether pruning needs calibration tokens."""
-    return config.metric != "magnitude" or config.reconstruct
 
 
 def _steps(

@@ -11,7 +11,7 @@ from planish.errors import DataError, PlanishError
 from planish.model import TorchModel
 from planish.tasks import LanguageModelling
 from planish_ace.config import AceConfig
-from planish_ace.prune import prune, reads_data
+from planish_ace.prune import prune
 from planish_ace.structured import Plan
 from planish_sdk.blocks import find_blocks, weight_views
 
@@ -54,7 +54,7 @@ def look(model: TorchModel, config: AceConfig) -> Iterator[str]:
 
 def _tokens(model: TorchModel, config: AceConfig, ctx: Context) -> Tensor | None:
     """The calibration token stream [T], or None where scores need no data."""
-    if not reads_data(config):
+    if not config.reads_data:
         return None
     task = ctx.need_task()
     if not isinstance(task, LanguageModelling):
