@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 def planish() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command line in a process of its own."""
 
-    def run(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str | Path, cwd: Path | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "planish.cli.app", *map(str, arguments)],
             capture_output=True,

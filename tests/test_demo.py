@@ -64,7 +64,9 @@ def test_every_latency_has_a_spread_and_a_mask_is_never_called_smaller(rows: dic
         assert rows[label]["verdict"] == ("faster" if low > 1.05 else "masked only")
 
 
-def test_the_result_writes_text_and_the_report_shows_every_row(demo: dict[str, Any], rows: dict[str, Any]) -> None:
+def test_the_result_writes_text_and_the_report_shows_every_row(
+    demo: dict[str, Any], rows: dict[str, Any]
+) -> None:
     assert len(demo["sample"].split()) > 6
     page = (demo["out"] / "report.html").read_text()
     for row in rows.values():

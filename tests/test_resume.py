@@ -50,7 +50,9 @@ def kill_when(recipe: Path, out: Path, text: str) -> None:
             process.wait()
             return
         time.sleep(0.01)
-    raise AssertionError(f"the run ended before its events showed {text!r}: {process.communicate()[1][-2000:]}")
+    raise AssertionError(
+        f"the run ended before its events showed {text!r}: {process.communicate()[1][-2000:]}"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def whole(recipe: Path) -> str:
 def test_killed_inside_a_stage(recipe: Path, whole: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
     kill_when(recipe, out, '"done": 2')
-    assert [path.name for path in out.glob("01-*")][0].endswith(".tmp")
+    assert next(path.name for path in out.glob("01-*")).endswith(".tmp")
     assert finish(recipe, out) == whole
     (record,) = [json.loads(path.read_text()) for path in out.glob("01-*/record.json")]
     assert record["resumed_units"] >= 2

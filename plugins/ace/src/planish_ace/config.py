@@ -94,6 +94,10 @@ class AceConfig(MethodConfig):
     nsamples: int = Field(
         128, ge=1, description="calibration samples, drawn with the run's seed; they may overlap"
     )
+    sampling: Literal["random", "consecutive"] = Field(
+        "random",
+        description="samples drawn at random places of the calibration text, or side by side from its start",
+    )
     batch_size: int = Field(8, ge=1, description="calibration samples in one forward pass")
     skip_bos: bool = Field(
         False,

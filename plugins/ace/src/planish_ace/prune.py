@@ -184,7 +184,7 @@ def calibration_windows(model: nn.Module, tokens: Tensor | None, config: AceConf
         return tokens
     if len(tokens) < seqlen:
         raise DataError(f"calibration: {len(tokens)} tokens, fewer than one sample of seqlen = {seqlen}")
-    return draw(tokens, seqlen, config.nsamples, seed)
+    return draw(tokens, seqlen, config.nsamples, seed, mode=config.sampling)
 
 
 def _steps(
