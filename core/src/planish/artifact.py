@@ -59,8 +59,9 @@ class Artifact:
         if names is None:
             names = (path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
         files = {name: (digest.of_file(root / name), (root / name).stat().st_size) for name in sorted(names)}
-        identity = [kind, builder, architecture, digest.of_files({n: sha for n, (sha, _) in files.items()})]
-        return cls(root, kind, builder, architecture, files, digest.of_json(identity), parent)
+        return cls(
+            root, kind, builder, architecture, files, _digest(kind, builder, architecture, files), parent
+        )
 
     @classmethod
     def open(cls, folder: Path, verify: bool = True) -> Artifact:
@@ -88,7 +89,7 @@ class Artifact:
             )
         except FileNotFoundError:
             raise ArtifactError(f"{folder}: no {MANIFEST}") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ArtifactError(f"{manifest}: damaged ({type(error).__name__}: {error})") from None
         if verify:
             artifact.verify()
@@ -108,7 +109,9 @@ class Artifact:
         write_json(folder / MANIFEST, data)
 
     def verify(self) -> None:
-        """Raise ArtifactError for the first file that is not the one described."""
+        """Raise ArtifactError for the first file that is not the one described, or for an altered description."""
+        if self.digest != _digest(self.kind, self.builder, self.architecture, self.files):
+            raise ArtifactError(f"{self.root.parent / MANIFEST}: altered since it was written")
         for name, (sha, size) in self.files.items():
             path = self.root / name
             if not path.is_file():
@@ -133,6 +136,11 @@ class Artifact:
 
     def _builder(self) -> ModelBuilder:
         return get_builder(self.builder)
+
+
+def _digest(kind: str, builder: str, architecture: Architecture, files: dict[str, tuple[str, int]]) -> str:
+    content = digest.of_files({name: sha for name, (sha, _) in files.items()})
+    return digest.of_json([kind, builder, architecture, content])
 
 
 def get_builder(name: str) -> ModelBuilder:

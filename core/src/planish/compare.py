@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from planish.tasks import Task
 
+NOT_MEASURED = "not measured"
 MARGIN = 1.05
 """Speed-ups whose lower quartile stays below this are not called faster: the rest is noise."""
 
@@ -41,7 +42,7 @@ class Row:
         quality: the task's metrics.
         latency: seconds a call on the task's example; None when no task was given.
         speedup: (median, lower quartile, upper quartile) of reference time over own time, round by round.
-        verdict: what the speed amounts to, in words.
+        verdict: what the speed amounts to, in words; "not measured" without a latency.
     """
 
     label: str
@@ -78,37 +79,37 @@ def compare(
     rounds: int = 21,
     report: Callable[[int, int, str], None] = lambda done, total, text: None,
 ) -> list[Row]:
-    """Measure every entry; latencies are taken in alternation and compared with the entry number ``reference``."""
-    models = {}
-    quality: dict[str, list[Measurement]] = {}
+    """Measure every entry; latencies are taken in alternation and compared with the entry number ``reference``.
+
+    A model that cannot be called (generated code, say) is counted and weighed, and the rest is "not measured".
+    """
+    models: list[Any] = []
+    quality: list[list[Measurement]] = []
     for number, entry in enumerate(entries):
         report(number, len(entries) + 1, f"quality of {entry.label}")
         model = entry.artifact.load(device, entry.given)
-        quality[entry.label] = task.evaluate(model) if task else []
-        models[entry.label] = model
+        quality.append(task.evaluate(model) if task and callable(model) else [])
+        models.append(model)
     report(len(entries), len(entries) + 1, "latency, all models in turns")
     timings = _time(models, task, device, rounds) if task else {}
-    base = timings.get(entries[reference].label)
+    base = timings.get(str(reference))
     base_counts = entries[reference].artifact.count()
     rows = []
-    for entry in entries:
-        label = entry.label
+    for number, (entry, model) in enumerate(zip(entries, models, strict=True)):
         counts = entry.artifact.count()
-        timing = timings.get(label)
-        ratio = (
-            measure.speedup(base, timing) if base and timing and label != entries[reference].label else None
-        )
+        timing = timings.get(str(number))
+        ratio = measure.speedup(base, timing) if base and timing and number != reference else None
         rows.append(
             Row(
-                label,
+                entry.label,
                 entry.artifact.digest,
-                models[label].runtime,
+                model.runtime,
                 entry.artifact.bytes,
                 counts,
-                quality[label],
-                _latency(timing, models[label].runtime, task) if timing and task else None,
+                quality[number],
+                _latency(timing, model.runtime, task) if timing and task else None,
                 ratio,
-                verdict(ratio, base_counts, counts),
+                verdict(ratio, base_counts, counts) if base and timing else NOT_MEASURED,
             )
         )
     report(len(entries) + 1, len(entries) + 1, "measured")
@@ -131,8 +132,9 @@ def verdict(ratio: tuple[float, float, float] | None, base: Counts, own: Counts)
     return "slower" if high < 1 / MARGIN else "same speed"
 
 
-def _time(models: dict[str, Any], task: Task, device: str, rounds: int) -> dict[str, Timing]:
-    """Interleaved timings of one call on the task's example; a sample lasts at least about 20 ms."""
+def _time(models: Sequence[Any], task: Task, device: str, rounds: int) -> dict[str, Timing]:
+    """Interleaved timings of one call on the task's example, by the models' place in the list; a sample lasts at
+    least about 20 ms."""
     synchronize = None
     if device.startswith("cuda"):
         import torch
@@ -143,7 +145,9 @@ def _time(models: dict[str, Any], task: Task, device: str, rounds: int) -> dict[
         batch = task.example(model)
         return lambda: model(batch)
 
-    programs = {label: program(model) for label, model in models.items()}
+    programs = {str(number): program(model) for number, model in enumerate(models) if callable(model)}
+    if not programs:
+        return {}
     pilot = measure.interleaved(programs, rounds=1, warmup=2, synchronize=synchronize)
     fastest = min(timing.median for timing in pilot.values())
     calls = max(1, round(0.02 / fastest))

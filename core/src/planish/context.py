@@ -62,6 +62,7 @@ class Context:
         device: where to compute.
         folder: the stage's own folder while it is incomplete; nothing may be written outside it.
         facts: what the stage wants in its record (JSON); methods add to it.
+        resumed_units: units that an earlier process had done when this one first asked for them. seen: units asked for.
     """
 
     task: Task | None
@@ -71,6 +72,7 @@ class Context:
     report: Callable[[int, int, str], None] = lambda done, total, text: None
     facts: dict[str, Any] = field(default_factory=dict)
     resumed_units: int = 0
+    seen: set[str] = field(default_factory=set, repr=False)
 
     @property
     def out(self) -> Path:
@@ -92,7 +94,9 @@ class Context:
     def unit(self, name: str) -> Unit:
         """The unit of that name: ``load()`` gives what an earlier, killed process saved, or None."""
         unit = Unit(self.folder / "units", name)
-        self.resumed_units += unit.done
+        if name not in self.seen:
+            self.seen.add(name)
+            self.resumed_units += unit.done
         return unit
 
     def generator(self, name: str) -> torch.Generator:

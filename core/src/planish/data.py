@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,6 +28,9 @@ class Text(BaseModel):
     path: Path | None = Field(None, description="file with UTF-8 text, optionally compressed (.xz, .gz)")
     text: str | None = Field(None, description="the text itself, instead of a file")
     separator: str = Field("", description="string between documents; empty: the whole text is one document")
+    before: str = Field(
+        "", description="string put before each document when it is tokenised, such as a special token"
+    )
     documents: str = Field("", description="which documents, as 'first:last' like a Python slice; empty: all")
 
     @model_validator(mode="after")
@@ -52,7 +57,7 @@ class Text(BaseModel):
         return chosen
 
     def fingerprint(self) -> str:
-        return digest.of_json(self.read())
+        return digest.of_json([self.before, self.read()])
 
     def _raw(self) -> str:
         assert self.path is not None
@@ -60,7 +65,7 @@ class Text(BaseModel):
         try:
             with opener(self.path, "rt", encoding="utf-8") as stream:
                 return str(stream.read())
-        except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
+        except (OSError, EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError) as error:
             raise DataError(f"text {self.path}: {error}") from None
 
 
@@ -100,8 +105,9 @@ class Tensors(BaseModel):
         values = self._raw() if self.values is None else self.values
         parts: list[bytes] = []
         for name in sorted(values):
-            tensor = torch.as_tensor(values[name]).contiguous()
-            parts += [f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode(), tensor.numpy().tobytes()]
+            tensor = torch.as_tensor(values[name]).detach().cpu()
+            content = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            parts += [f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode(), content]
         return digest.of_bytes(*parts)
 
     def _raw(self) -> dict[str, Any]:
@@ -109,9 +115,14 @@ class Tensors(BaseModel):
 
         assert self.path is not None
         try:
-            with np.load(self.path, allow_pickle=False) as archive:
+            archive = np.load(self.path, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise DataError(
+                    f"data {self.path}: holds one array; an .npz file with named arrays is needed"
+                )
+            with archive:
                 return {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"data {self.path}: {error}") from None
 
 

@@ -20,12 +20,7 @@ from planish.source import open_source
 
 SOURCE = "testbed:lm"
 PROMPT = "The built-in function"
-STRUCTURED: Mapping[str, Any] = {
-    "pattern": "structured",
-    "ffn_sparsity": 0.5,
-    "head_sparsity": 0.25,
-    "reconstruct": True,
-}
+STRUCTURED: Mapping[str, Any] = {"pattern": "structured", "ffn_sparsity": 0.5, "reconstruct": True}
 REFERENCE = "dense, ONNX"
 BEST = "structured, int8 ONNX"
 VARIANTS: dict[str, Pipeline] = {
@@ -85,15 +80,15 @@ def run(out: Path, listen: Listener) -> Outcome:
     source = open_source(SOURCE)
     assert source.artifact is not None
     results: dict[str, Result] = {}
-    for number, (label, pipeline) in enumerate(VARIANTS.items()):
+    for label, pipeline in VARIANTS.items():
 
         def tell(event: Event, label: str = label) -> None:
             listen(
                 Event(event.type, f"{label}: {event.stage}", event.done, event.total, event.text, event.time)
             )
 
-        folder = out / f"{number}-{_slug(label)}"
-        results[label] = pipeline.run(source, folder, device="cpu", measure="none", listeners=(tell,))
+        # One folder for all: a stage that two variants share is run once.
+        results[label] = pipeline.run(source, out, device="cpu", measure="none", listeners=(tell,))
     entries = [Entry("dense, torch", source.artifact)]
     entries += [Entry(label, result.artifact) for label, result in results.items()]
 
@@ -129,7 +124,3 @@ def _write(model: Any) -> str:
 
     ids = torch.tensor([model.tokenizer(PROMPT)["input_ids"]])
     return str(model.tokenizer.decode(model.generate(ids, max_new_tokens=24)[0], skip_special_tokens=True))
-
-
-def _slug(label: str) -> str:
-    return "-".join("".join(c if c.isalnum() else " " for c in label.lower()).split())

@@ -50,10 +50,21 @@ def perplexity(model: Model, task: LanguageModelling, batch_size: int = 8) -> li
 
 
 def accuracy(model: Model, task: Classification | NodeClassification) -> list[Measurement]:
-    """Share of right answers in per cent, with its sample size; the spread is one binomial standard error."""
+    """Share of right answers in per cent, with its sample size; the spread is one binomial standard error.
+
+    Raises:
+        PlanishError: there is no test sample, the logits hold NaN, or labels and answers differ in shape.
+    """
     right = total = 0
     for logits, labels in task.answers(model):
-        right += int((logits.cpu().argmax(dim=-1) == labels).sum())
+        if logits.isnan().any():
+            raise PlanishError("accuracy: the model's logits hold NaN")
+        answers = logits.cpu().argmax(dim=-1)
+        if answers.shape != labels.shape:
+            raise PlanishError(
+                f"accuracy: labels have the shape {tuple(labels.shape)}, answers {tuple(answers.shape)}"
+            )
+        right += int((answers == labels).sum())
         total += len(labels)
     if total == 0:
         raise PlanishError(f"accuracy: task {task.kind} has no test sample")

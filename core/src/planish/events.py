@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -47,25 +48,28 @@ class Events:
     """Writes events to a run folder and passes them on. A listener that raises is logged and never stops the run."""
 
     def __init__(self, folder: Path, listeners: tuple[Listener, ...] = ()) -> None:
-        self.stream = (folder / FILE).open("a", encoding="utf-8")
+        path = folder / FILE
+        if path.is_file():
+            whole = path.read_bytes()
+            os.truncate(path, whole.rfind(b"\n") + 1)  # a full disk or a kill may have cut the last line
+        self.stream = path.open("a", encoding="utf-8")
         self.listeners = listeners
 
     def emit(self, event: Event) -> None:
         self.stream.write(json.dumps(asdict(event), ensure_ascii=False) + "\n")
         self.stream.flush()
         hook = getattr(registry.host().manager.hook, event.type, None)
-        observers = [implementation.function for implementation in hook.get_hookimpls()] if hook else []
-        for observe in observers:
-            self._call(observe, event=event)
+        for observer in hook.get_hookimpls() if hook else []:
+            self._call(observer.function, *[event for _ in observer.argnames])
         for listener in self.listeners:
             self._call(listener, event)
 
     def close(self) -> None:
         self.stream.close()
 
-    def _call(self, observer: Callable[..., object], *args: Event, **kwargs: Event) -> None:
+    def _call(self, observer: Callable[..., object], *args: Event) -> None:
         try:
-            observer(*args, **kwargs)
+            observer(*args)
         except Exception:
             log.warning("an observer failed", exc_info=True)
 

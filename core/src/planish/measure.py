@@ -123,6 +123,7 @@ class PeakMemory:
 
     def start(self) -> None:
         self._stop = threading.Event()
+        self.peak = resident()
         self._thread: threading.Thread | None = None
         try:
             Path("/proc/self/clear_refs").write_text("5")
@@ -138,6 +139,7 @@ class PeakMemory:
         else:
             self._stop.set()
             self._thread.join()
+            self.peak = max(self.peak, resident())
         return self.peak
 
     def _sample(self) -> None:

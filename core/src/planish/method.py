@@ -76,7 +76,8 @@ class Method:
         target: ``"module:function"``, called as ``function(model, config, context)``; returns the model that results.
         accepts: artifact kinds it can start from.
         yields: artifact kind it ends in; empty means the kind it was given.
-        needs: what the task must offer, of ``"calibration"``, ``"training"``, ``"tokenizer"``, ``"cuda"``.
+        needs: what the run must offer, of ``"calibration"``, ``"training"`` and ``"cuda"``; a config with a property
+            ``needs`` decides instead, where it depends on the options.
         requires: modules and programs beyond the distribution's own dependencies.
         check: ``"module:function"``, called before any compute as ``function(model, config)`` with a model on the
             meta device; yields one line a problem.

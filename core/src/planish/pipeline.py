@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planish import registry
+from planish.builders.transformers import TOKENIZER
 from planish.config import MethodConfig, method_config
 from planish.errors import ConfigError, PlanishError, RunError
 from planish.method import demand, resolve
@@ -118,7 +119,7 @@ class Pipeline:
 def _fit(usable: list[tuple[Owned, MethodConfig]], source: Source) -> Iterator[PlanishError]:
     """Kinds follow on each other, and the task offers what methods need."""
     kind = source.artifact.kind if source.artifact else "torch"
-    for owned, _ in usable:
+    for owned, config in usable:
         method = owned.record
         if kind not in method.accepts:
             yield ConfigError(
@@ -126,9 +127,11 @@ def _fit(usable: list[tuple[Owned, MethodConfig]], source: Source) -> Iterator[P
             )
         kind = method.yields or kind
         offers = source.task.offers if source.task else set()
-        for need in method.needs:
+        for need in getattr(config, "needs", method.needs):
             if need in ("calibration", "training") and need not in offers:
                 yield ConfigError(f"method {method.name!r} needs {need} data, and the task has none")
+            if need == "tokenizer" and not _has_tokenizer(source):
+                yield ConfigError(f"method {method.name!r} needs a tokenizer, and the model has none")
             if need == "cuda" and not _cuda():
                 yield ConfigError(f"method {method.name!r} needs a CUDA device, and there is none")
 
@@ -180,6 +183,12 @@ def _space(source: Source, out: Path | None, stages: int) -> Iterator[PlanishErr
     free = shutil.disk_usage(existing).free
     if free < needed:
         yield RunError(f"{out}: {free / 1e6:.1f} MB free on the disk, about {needed / 1e6:.1f} MB needed")
+
+
+def _has_tokenizer(source: Source) -> bool:
+    if source.artifact is None:
+        return source.tokenizer is not None
+    return any(name in source.artifact.files for name in TOKENIZER)
 
 
 def _cuda() -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,26 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ConfigError(f"recipe line {node.start_mark.line + 1}: key {key!r} stands twice")
-        return super().construct_mapping(node, deep)
+        made = super().construct_mapping(node, deep)
+        if len(made) < len(node.value):
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            twice = next(key for key, times in Counter(keys).items() if times > 1)
+            raise ConfigError(f"recipe line {node.start_mark.line + 1}: key {twice!r} stands twice")
+        return made
+
+    def construct_yaml_int(self, node: Any) -> Any:
+        """YAML 1.1 reads 2:4 as a number in base sixty (124); in a recipe it is a pattern."""
+        return node.value if ":" in node.value else super().construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Safe YAML that writes a value out each time it stands somewhere, because the loader refuses aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def read(path: str | Path) -> tuple[Pipeline, str | None]:
@@ -65,16 +82,17 @@ def parse(text: str, base: Path = Path()) -> tuple[Pipeline, str | None]:
     if data.get("planish", FORMAT) != FORMAT:
         raise ConfigError(f"recipe: planish = {data['planish']!r}, this version reads format {FORMAT}")
     seed = data.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ConfigError(f"recipe: seed = {seed!r} must be a whole number from 0 on")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise ConfigError(f"recipe: seed = {seed!r} must be a whole number from 0 to 2**63 - 1")
     stages = data.get("stages")
     if not isinstance(stages, list) or not stages:
         raise ConfigError("recipe: stages must be a list such as [{ace: {sparsity: 0.5}}, onnx]")
     source = data.get("source")
-    if source is not None and not isinstance(source, str):
+    if source is not None and (not isinstance(source, str) or not source):
         raise ConfigError(f"recipe: source = {source!r} must be text")
-    if source and (base / source).exists():
-        source = str(base / source)
+    with contextlib.suppress(OSError):  # a text too long for a path is none
+        if source and (base / source).exists():
+            source = str(base / source)
     task = data.get("task")
     if task is not None and not isinstance(task, dict):
         raise ConfigError(f"recipe: task = {task!r} must be a mapping with a kind")
@@ -99,7 +117,10 @@ def dump(pipeline: Pipeline, source: str | None = None) -> str:
             raise ConfigError("recipe: the task holds data in memory, which a file cannot name") from None
         data["task"] = {"kind": pipeline.task.kind, **task}
     data["stages"] = [{s.method: dict(s.options)} if s.options else s.method for s in pipeline.stages]
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    try:
+        return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+    except yaml.representer.RepresenterError as error:
+        raise ConfigError(f"recipe: {error.args[-1]!r} is not text, a number, a list or a mapping") from None
 
 
 def _stage(entry: Any) -> Stage:

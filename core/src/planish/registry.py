@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.metadata
+import importlib.util
 import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -94,14 +95,17 @@ class Host:
 
     def _register(self, plugin: Plugin, load: Callable[[], Any]) -> None:
         self.plugins.append(plugin)
+        name = f"{plugin.distribution}:{plugin.name}"
         try:
             module = load()
             plugin.hooks = _hooks(module)
             plugin.records = _records(module, plugin.hooks)
-            self.manager.register(module, f"{plugin.distribution}:{plugin.name}")
-        except Exception as error:  # a plugin may fail in any way; the host must live
-            plugin.broken = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.manager.register(module, name)
+        except (Exception, SystemExit) as error:  # a plugin may fail in any way; the host must live
+            plugin.broken = " ".join(f"{type(error).__name__}: {error}".split())
             plugin.records = []
+            if self.manager.has_plugin(name):  # pluggy keeps the hooks it had added before it refused one
+                self.manager.unregister(name=name)
 
     def records(self, kind: type[R]) -> Iterator[Owned]:
         """Every record of one class, with its distribution."""
@@ -134,7 +138,11 @@ class Host:
         names = sorted({owned.record.name for owned in known})
         near = difflib.get_close_matches(short, names, n=1)
         guess = f"; did you mean {near[0]!r}?" if near else ""
-        raise UnknownMethod(f"unknown {noun} {name!r}{guess} (installed: {', '.join(names) or 'none'})")
+        # A plugin that could not be loaded cannot say what it offers: it may be the one that was meant.
+        broken = "".join(f"; broken: {p.distribution} {p.version}, {p.broken}" for p in self.broken)
+        raise UnknownMethod(
+            f"unknown {noun} {name!r}{guess} (installed: {', '.join(names) or 'none'}{broken})"
+        )
 
     def method(self, name: str) -> Owned:
         return self.find(Method, name)
@@ -179,6 +187,11 @@ def _hooks(module: Any) -> list[str]:
             near = difflib.get_close_matches(name, HOOK_NAMES, n=1)
             guess = f", did you mean {near[0]!r}?" if near else ""
             raise PlanishError(f"hook {name!r} is unknown{guess} (hooks: {', '.join(HOOK_NAMES)})")
+        if hasattr(module, "__path__") and importlib.util.find_spec(f"{module.__name__}.{name}"):
+            # Importing it sets the attribute of that name, and the hook would be gone for the next host.
+            raise PlanishError(
+                f"module '{module.__name__}.{name}' hides the hook {name!r}: rename the module"
+            )
         names.append(name)
     return names
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import time
@@ -9,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from planish.charts import bars
-from planish.compare import Row
+from planish.compare import NOT_MEASURED, Row
 from planish.record import Record
-from planish.result import NOT_MEASURED, cells, columns, megabytes, metric, milliseconds
+from planish.result import cells, columns, megabytes, metric, milliseconds
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1d2733;--soft:#5b6b7b;--line:#d7dee6;--paper:#fff;--bar:#3b73b9}
@@ -45,8 +46,12 @@ def write_report(path: Path, title: str, rows: Sequence[Row], records: Sequence[
         f"<body>{''.join(body)}<p class=note>Written by planish, {written}.</p></body></html>\n"
     )
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _table(rows: Sequence[Row]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planish.artifact import Artifact
-from planish.compare import Row
+from planish.compare import NOT_MEASURED, Row
 from planish.record import Record
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 RUN = "run.json"
 REPORT = "report.html"
-NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True, slots=True)

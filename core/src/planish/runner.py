@@ -116,7 +116,8 @@ class _Session:
             folder, live = self._stage(number, stage, live)
             folders.append(folder)
             last = number == len(pipeline.stages)
-            entries.append(Entry("result" if last else f"after {stage.method}", live.artifact, self.given))
+            label = "result" if last else f"after {number:02d} {stage.method}"
+            entries.append(Entry(label, live.artifact, self.given))
         base = 0
         if measuring != "none":
             backend = [(n, s) for n, s in enumerate(pipeline.stages, 1) if s.owned().record.kind == "backend"]
@@ -155,7 +156,7 @@ class _Session:
         """Write run.json, or refuse a folder that holds a run on other data or another source."""
         path = self.out / RUN
         if path.is_file():
-            earlier = json.loads(path.read_text())
+            earlier = _earlier(path, "data", "digest", "source")
             if earlier["data"] != self.data:
                 raise RunError(
                     f"{self.out}: belongs to a run on other data; choose another folder or restore the data"
@@ -235,6 +236,8 @@ class _Session:
         shutil.rmtree(temporary / "units", ignore_errors=True)
         temporary.rename(final)
         self.events.emit(Event("stage_finished", name, text=f"{time.time() - started:.1f} s"))
+        if isinstance(model, TorchModel):
+            model.module.eval()  # as the next stage would find it, were it loaded from the folder
         return final, _Live(Artifact.open(final, verify=False), model)
 
     def _save(self, model: Any, folder: Path, parent: str | None) -> Artifact:
@@ -251,7 +254,7 @@ class _Session:
         labels = [[entry.label, entry.artifact.digest] for entry in entries]
         key = digest.of_json([labels, base, self.data, self.device])
         if path.is_file():
-            earlier = json.loads(path.read_text())
+            earlier = _earlier(path, "key", "rows")
             if earlier["key"] == key:
                 return [Row.from_dict(row) for row in earlier["rows"]]
         self.events.emit(Event("stage_started", "measure"))
@@ -265,11 +268,27 @@ class _Session:
         return rows
 
 
+def _earlier(path: Path, *fields: str) -> dict[str, Any]:
+    """What an earlier process wrote to the run folder."""
+    try:
+        data: dict[str, Any] = json.loads(path.read_text())
+        if missing := [name for name in fields if name not in data]:
+            raise ValueError(f"no {missing[0]}")
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{path}: damaged ({error}); remove it or choose another folder") from None
+    return data
+
+
 def in_memory(module: nn.Module, tokenizer: Any) -> TorchModel:
-    """A user's module as a model: the transformers builder where it is one of that library's own classes."""
+    """A user's module as a model.
+
+    Its builder is the one its class names as ``planish_builder``, else the transformers builder for that library's own
+    classes, else the builder that keeps the weights alone.
+    """
     from planish.builders.module import storage_of
 
-    builder = "transformers" if type(module).__module__.startswith("transformers.models.") else "module"
+    own = "transformers" if type(module).__module__.startswith("transformers.models.") else "module"
+    builder = getattr(module, "planish_builder", own)
     return TorchModel(module, builder, tokenizer, storage_of(module))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planish import registry
+from planish import registry, weights
 from planish.artifact import MANIFEST, Artifact
 from planish.errors import ArtifactError
 
@@ -59,15 +59,26 @@ def open_source(target: Source | Artifact | str | Path | nn.Module, tokenizer: A
     """The source that ``target`` stands for.
 
     Raises:
-        ArtifactError: nothing is there, or nobody knows the scheme.
+        ArtifactError: nothing is there, it cannot be read, or nobody knows the scheme.
     """
     if isinstance(target, Source):
         return target
     if isinstance(target, Artifact):
         return Source(str(target.root), target)
     if not isinstance(target, str | Path):
+        from torch import nn
+
+        if not isinstance(target, nn.Module):
+            raise ArtifactError(
+                f"source {target!r} is neither a folder, a hub id, an artifact nor a torch module"
+            )
         return Source(type(target).__name__, module=target, tokenizer=tokenizer)
-    found: Source | None = registry.host().open_artifact(str(target))
+    try:
+        found: Source | None = registry.host().open_artifact(str(target))
+    except OSError as error:
+        raise ArtifactError(
+            f"source {str(target)!r}: cannot be read ({error.strerror}: {error.filename})"
+        ) from None
     if found is None:
         raise ArtifactError(
             f"source {str(target)!r}: no such folder, and no installed plugin knows it "
@@ -79,6 +90,8 @@ def open_source(target: Source | Artifact | str | Path | nn.Module, tokenizer: A
 def open_folder_or_hub(uri: str) -> Source | None:
     """Core's own resolver: an artifact, a run, a transformers folder, or a hub id."""
     folder = Path(uri)
+    if len(folder.name) > 255:
+        return None  # no file system has such a name; asking would raise
     if folder.is_dir():
         if (folder / MANIFEST).is_file():
             return Source(uri, Artifact.open(folder))
@@ -97,8 +110,12 @@ def describe_folder(folder: Path) -> Artifact:
     from planish.builders import transformers
 
     architecture = transformers.describe(folder)
+    shards = {path.name for path in weights.files(folder)}
     names = [
-        p.name for p in folder.iterdir() if any(fnmatch.fnmatch(p.name, pattern) for pattern in MODEL_FILES)
+        path.name
+        for path in folder.iterdir()
+        if any(fnmatch.fnmatch(path.name, pattern) for pattern in MODEL_FILES)
+        and (path.suffix != ".safetensors" or path.name in shards)
     ]
     return Artifact.of(folder, "torch", "transformers", architecture, names=names)
 

@@ -32,6 +32,14 @@ class Task(BaseModel, ABC):
         """Which of ``"calibration"`` and ``"training"`` it has data for; methods name what they need."""
         return set()
 
+    @property
+    def axes(self) -> dict[str, dict[int, str]] | None:
+        """Axes of the example whose size may vary, by input and position, with a name each.
+
+        None stands for the usual: axis 0 is the batch, and axis 1 of a matrix of token ids the sequence.
+        """
+        return None
+
     @abstractmethod
     def fingerprint(self) -> str:
         """sha256 of everything that decides the figures: data and settings."""
@@ -94,7 +102,11 @@ class LanguageModelling(Task):
             raise DataError(
                 f"task {self.kind}: the model has no tokenizer (its folder holds no tokenizer.json)"
             )
-        ids = [i for document in text.read() for i in tokenizer(document, verbose=False)["input_ids"]]
+        ids = [
+            i
+            for document in text.read()
+            for i in tokenizer(text.before + document, verbose=False)["input_ids"]
+        ]
         return torch.tensor(ids, dtype=torch.long)
 
     def evaluation_windows(self, tokenizer: Any) -> Tensor:
@@ -187,6 +199,10 @@ class NodeClassification(Task):
 
     def fingerprint(self) -> str:
         return digest.of_json([self.kind, self.data.fingerprint()])
+
+    @property
+    def axes(self) -> dict[str, dict[int, str]]:
+        return {"x": {0: "nodes"}, "edge_index": {1: "edges"}}
 
     def example(self, model: Model, size: int | None = None) -> dict[str, Tensor]:
         """The whole graph; ``size`` has no meaning here."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +56,7 @@ def files(folder: Path) -> list[Path]:
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ArtifactError(f"{index}: not a safetensors index ({error})") from None
         for name in names:
-            if Path(name).name != name:
+            if not isinstance(name, str) or Path(name).name != name:
                 raise ArtifactError(f"{index}: shard {name!r} lies outside the folder")
             if not (folder / name).is_file():
                 raise ArtifactError(f"{index}: shard {name!r} is missing")
@@ -79,22 +81,34 @@ def header(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     with path.open("rb") as stream:
         start = stream.read(8)
-        if start[:1] == b"\x80" or start[:4] == b"PK\x03\x04":
+        length = int.from_bytes(start, "little")
+        table_follows = len(start) == 8 and stream.read(1) == b"{"
+        # A length may end in 0x80 as well; what follows it tells a table from a pickle.
+        if not table_follows and start.startswith((b"\x80", b"PK\x03\x04")):
             raise ArtifactError(
                 f"{path}: this is a pickle, not safetensors; it is not opened, because reading it runs code"
             )
-        length = int.from_bytes(start, "little")
-        if len(start) < 8 or length > min(size - 8, _MAX_HEADER):
+        if not table_follows or length > min(size - 8, _MAX_HEADER):
             raise ArtifactError(f"{path}: not a safetensors file, or truncated ({size} bytes)")
+        stream.seek(8)
         try:
             table: dict[str, Any] = json.loads(stream.read(length))
             table.pop("__metadata__", None)
-            needed = 8 + length + max((entry["data_offsets"][1] for entry in table.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            ends = [_end(entry) for entry in table.values()]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ArtifactError(f"{path}: damaged safetensors header ({error})") from None
+    needed = 8 + length + max(ends, default=0)
     if size < needed:
         raise ArtifactError(f"{path}: truncated: {size} bytes of {needed}")
     return table
+
+
+def _end(entry: dict[str, Any]) -> int:
+    """Where a tensor's bytes end, from its line in the table."""
+    begin, end = map(int, entry["data_offsets"])
+    if not isinstance(entry["dtype"], str) or not isinstance(entry["shape"], list) or not 0 <= begin <= end:
+        raise ValueError("a tensor's dtype, shape or offsets make no sense")
+    return end
 
 
 def check(folder: Path, dtypes: set[str] = FLOATING) -> None:
@@ -148,23 +162,34 @@ def write(path: Path, values: Mapping[str, Tensor]) -> None:
     Raises:
         OSError: the disk is full or the folder read-only; nothing is left behind.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     temporary = path.with_name(path.name + ".part")
     try:
         own = {name: values[name].detach().cpu().contiguous().clone() for name in sorted(values)}
-        # One key only: the order of several metadata keys in the file is not defined.
-        save_file(own, temporary, metadata={"format": "pt"})
+        with disk_errors(path):
+            # One key only: the order of several metadata keys in the file is not defined.
+            save_file(own, temporary, metadata={"format": "pt"})
         temporary.replace(path)
-    except SafetensorError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise OSError(f"{path}: {error}") from None
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise what safetensors reports about the disk as the OSError that it is."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from None
 
 
 def count(folder: Path) -> Counts:

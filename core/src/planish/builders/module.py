@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +17,16 @@ if TYPE_CHECKING:
 
 
 class ModuleBuilder:
-    """Stores the state dict. No import path is stored, so opening an artifact cannot run foreign code."""
+    """Stores the state dict. No import path is stored, so opening an artifact cannot run foreign code.
+
+    Builders of families that can be rebuilt derive from this one and pass what they made as ``given``.
+    """
+
+    name = "module"
 
     def save(self, model: TorchModel, folder: Path) -> Architecture:
         model.settle()
-        state = {name: t for name, t in model.module.state_dict().items() if t.numel()}
-        weights.write(folder / weights.SINGLE, state)
+        weights.write(folder / weights.SINGLE, model.module.state_dict())
         return {"class": type(model.module).__name__, "storage": model.storage}
 
     def load(
@@ -35,7 +40,7 @@ class ModuleBuilder:
             )
         module = copy.deepcopy(given)
         if device == "meta":
-            return TorchModel(module.to("meta"), "module", None, str(architecture["storage"]))
+            return TorchModel(module.to("meta"), self.name, None, str(architecture["storage"]))
         state = weights.read(folder / weights.SINGLE)
         try:
             module.load_state_dict(state)
@@ -45,12 +50,17 @@ class ModuleBuilder:
                 f"{folder}: the module given is not the one that was saved: {problem}"
             ) from None
         module.to(device).eval()
-        return TorchModel(module, "module", None, str(architecture["storage"]))
+        return TorchModel(module, self.name, None, str(architecture["storage"]))
 
     def count(self, folder: Path, architecture: Architecture) -> Counts:
         return weights.count(folder)
 
 
 def storage_of(module: nn.Module) -> str:
-    """Number format of a module's first parameter, as torch names it."""
-    return next((str(p.dtype).removeprefix("torch.") for p in module.parameters()), "float32")
+    """Number format that holds all floating-point weights of a module without loss, as torch names it."""
+    import torch
+
+    formats = {t.dtype for t in module.state_dict().values() if t.is_floating_point()}
+    if not formats:
+        return "float32"
+    return str(functools.reduce(torch.promote_types, formats)).removeprefix("torch.")

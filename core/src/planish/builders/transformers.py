@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planish import weights
+from planish.artifact import write_json
 from planish.errors import ArtifactError
 from planish.model import Architecture, TorchModel
 from planish.weights import Counts
@@ -39,15 +40,16 @@ class TransformersBuilder:
                 config.save_pretrained(folder)
                 weights.write(folder / weights.SINGLE, _stored(module, model.storage))
             else:
-                with quiet():
+                with quiet(), weights.disk_errors(folder / weights.SINGLE):
                     module.save_pretrained(folder, state_dict=_stored(module, model.storage))
         finally:
             config.dtype = computing
         if model.tokenizer is not None:
-            model.tokenizer.save_pretrained(folder)
+            _save_tokenizer(model.tokenizer, folder)
         return {"class": type(module).__name__, "storage": model.storage, "patches": model.patches}
 
     def load(self, folder: Path, architecture: Architecture, device: str, given: Any = None) -> TorchModel:
+        read_config(folder)
         cls = model_class(str(architecture["class"]))
         patches: dict[str, dict[str, int]] = architecture.get("patches", {})
         storage = str(architecture.get("storage", "float32"))
@@ -55,9 +57,9 @@ class TransformersBuilder:
             module = _from_config(cls, folder, device)
         elif patches:
             module = _from_config(cls, folder, "cpu")
-            _restore(module, patches, folder)
+            _restore(module, patches, folder, compute_dtype(storage, "cpu"))
         else:
-            module = _from_pretrained(cls, folder)
+            module = _from_pretrained(cls, folder, compute_dtype(storage, "cpu"))
         if device != "meta":
             module = module.to(device=device, dtype=compute_dtype(storage, device))
         module.eval()
@@ -87,6 +89,20 @@ def describe(folder: Path) -> Architecture:
     Raises:
         ArtifactError: no config, no weights, damaged weights, or a config that names no class.
     """
+    names = read_config(folder).get("architectures") or []
+    if len(names) != 1:
+        raise ArtifactError(f"{folder / 'config.json'}: 'architectures' must name one class, found {names}")
+    weights.check(folder)
+    return {"class": names[0], "storage": storage_dtype(folder), "patches": {}}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config of a transformers folder.
+
+    Raises:
+        ArtifactError: there is none, it is damaged, or it names code that is not transformers' own: a module beside the
+            weights (``auto_map``), or a kernel that the library would fetch from the hub (``org/name``).
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise ArtifactError(
@@ -94,15 +110,22 @@ def describe(folder: Path) -> Architecture:
         )
     try:
         config = json.loads(path.read_text())
-        names = config.get("architectures") or []
-    except (ValueError, AttributeError) as error:
+        for name, value in _entries(config):
+            if name == "auto_map":
+                raise ArtifactError(f"{path}: the model brings its own code (auto_map), which is not run")
+            if "_implementation" in name and "/" in str(value):
+                raise ArtifactError(f"{path}: {name} = {value!r} names code on the hub, which is not run")
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{path}: not a model config ({error})") from None
-    if "auto_map" in config:
-        raise ArtifactError(f"{path}: the model brings its own code (auto_map), which is not run")
-    if len(names) != 1:
-        raise ArtifactError(f"{path}: 'architectures' must name one class, found {names}")
-    weights.check(folder)
-    return {"class": names[0], "storage": storage_dtype(folder), "patches": {}}
+    return config  # type: ignore[no-any-return]
+
+
+def _entries(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every key and value of a config and of the configs in it."""
+    for name, value in config.items():
+        yield name, value
+        if isinstance(value, dict):
+            yield from _entries(value)
 
 
 def storage_dtype(folder: Path) -> str:
@@ -130,7 +153,8 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # False, not the default: the default asks on the terminal whether to run code that the folder names.
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raise bare Exception for damaged files
         raise ArtifactError(f"{folder}: the tokenizer does not load ({_first_line(error)})") from None
 
@@ -151,6 +175,16 @@ def quiet() -> Iterator[None]:
             library.enable_progress_bar()
 
 
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Without what transformers 5 notes about where it was loaded from: equal tokenizers give equal files."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    kept = {key: value for key, value in config.items() if key not in ("is_local", "local_files_only")}
+    if kept != config:
+        write_json(path, kept)
+
+
 def _stored(module: nn.Module, storage: str) -> dict[str, Any]:
     """The state in its storage format, each shared tensor once and under its first name."""
     import torch
@@ -166,14 +200,12 @@ def _stored(module: nn.Module, storage: str) -> dict[str, Any]:
     return state
 
 
-def _from_pretrained(cls: Any, folder: Path) -> nn.Module:
-    import torch
-
+def _from_pretrained(cls: Any, folder: Path, dtype: Any) -> nn.Module:
     try:
         with quiet():
             module, info = cls.from_pretrained(
                 folder,
-                dtype=torch.float32,
+                dtype=dtype,
                 local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
@@ -191,19 +223,19 @@ def _from_config(cls: Any, folder: Path, device: str) -> nn.Module:
     import torch
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     config.dtype = torch.float32
     with quiet(), torch.device(device):
         return cls(config)  # type: ignore[no-any-return]
 
 
-def _restore(module: nn.Module, patches: dict[str, dict[str, int]], folder: Path) -> None:
+def _restore(module: nn.Module, patches: dict[str, dict[str, int]], folder: Path, dtype: Any) -> None:
     """Put back what surgery set, then load every tensor at its stored shape."""
     import torch
     from torch import nn
 
     for path, attributes in patches.items():
-        target = module.get_submodule(path)
+        target = _submodule(module, path, folder)
         for name, value in attributes.items():
             if not isinstance(getattr(target, name, None), int) or not isinstance(value, int):
                 raise ArtifactError(f"{folder}: {path or 'model'} has no integer attribute {name!r}")
@@ -211,12 +243,12 @@ def _restore(module: nn.Module, patches: dict[str, dict[str, int]], folder: Path
     wanted = {name for name, _ in module.named_parameters()}
     for name, tensor in weights.tensors(folder):
         path, _, leaf = name.rpartition(".")
-        owner = module.get_submodule(path)
+        owner = _submodule(module, path, folder)
         wanted.discard(name)
         if leaf in owner._buffers:
             owner._buffers[leaf] = tensor
             continue
-        owner._parameters[leaf] = nn.Parameter(tensor.float(), requires_grad=tensor.is_floating_point())
+        owner._parameters[leaf] = nn.Parameter(tensor.to(dtype), requires_grad=tensor.is_floating_point())
         if isinstance(owner, nn.Linear) and leaf == "weight":
             owner.out_features, owner.in_features = tensor.shape
     if wanted:
@@ -225,6 +257,13 @@ def _restore(module: nn.Module, patches: dict[str, dict[str, int]], folder: Path
         )
     with torch.no_grad():
         module.tie_weights()  # type: ignore[operator]
+
+
+def _submodule(module: nn.Module, path: str, folder: Path) -> nn.Module:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        raise ArtifactError(f"{folder}: {type(module).__name__} has no part {path!r}") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -139,7 +139,10 @@ def report(folders: list[Path], out: Path | None) -> Path:
         records += [(f"{folder.name}/{name}", record) for name, record in _records(folder)]
         titles.append(json.loads((folder / RUN).read_text())["source"])
     path = out or folders[0] / REPORT
-    write_report(path, ", ".join(dict.fromkeys(titles)), rows, records)
+    try:
+        write_report(path, ", ".join(dict.fromkeys(titles)), rows, records)
+    except OSError as error:
+        raise RunError(f"report {path}: cannot be written ({error.strerror})") from None
     return path
 
 

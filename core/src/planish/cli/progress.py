@@ -41,8 +41,13 @@ def _live() -> Iterator[Callable[[Event], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-    layout = (TextColumn("{task.fields[stage]}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*layout, TextColumn("{task.description}"), console=Console(stderr=True)) as bar:
+    # markup=False: brackets in a text are the text's own.
+    stage, text = (
+        TextColumn("{task.fields[stage]}", markup=False),
+        TextColumn("{task.description}", markup=False),
+    )
+    layout = (stage, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), text)
+    with Progress(*layout, console=Console(stderr=True)) as bar:
         tasks: dict[str, TaskID] = {}
 
         def listen(event: Event) -> None:
