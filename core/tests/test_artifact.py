@@ -268,3 +268,22 @@ def test_a_copied_artifact_opens(tmp_path: Path) -> None:
     made = artifact_of(layers(), tmp_path / "a")
     shutil.move(tmp_path / "a", tmp_path / "elsewhere")
     assert Artifact.open(tmp_path / "elsewhere").digest == made.digest
+
+
+def test_tied_weights_of_a_module_are_stored_and_counted_once(tmp_path: Path) -> None:
+
+    class Tied(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(7, 3)
+            self.head = torch.nn.Linear(3, 7, bias=False)
+            self.head.weight = self.table.weight
+
+    module = Tied()
+    builder = ModuleBuilder()
+    architecture = builder.save(TorchModel(module, "module"), tmp_path)
+    assert builder.count(tmp_path, architecture).parameters == 21
+    torch.manual_seed(1)
+    reopened = builder.load(tmp_path, architecture, "cpu", Tied()).module
+    assert torch.equal(reopened.table.weight, module.table.weight)
+    assert reopened.head.weight is reopened.table.weight

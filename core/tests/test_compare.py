@@ -16,10 +16,10 @@ import torch
 from planish import Artifact, Measurement
 from planish.charts import bars
 from planish.compare import NOT_MEASURED, Entry, Row, compare, verdict
-from planish.measure import Timing
 from planish.record import Record
 from planish.report import write_report
 from planish.result import cells, columns, metric, text_table
+from planish.timing import Timing
 from planish.weights import Counts
 
 
@@ -132,7 +132,10 @@ class TestCompare:
     ) -> None:
         import planish.compare
 
-        timings = {"0": Timing([4.0] * 3), "1": Timing([1.0] * 3), "2": Timing([2.0] * 3)}
+        timings = {
+            name: Timing(name, "cpu", (seconds,) * 3)
+            for name, seconds in (("0", 4.0), ("1", 1.0), ("2", 2.0))
+        }
         monkeypatch.setattr(planish.compare, "_time", lambda *_: timings)
         entries = self.entries(tmp_path)
         entries.append(entries[0])

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from planish import measure
+from planish import timing
 from planish.artifact import Artifact
-from planish.measure import Measurement, Timing
+from planish.measure import Measurement
+from planish.timing import Quartiles, Timing
 from planish.weights import Counts
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Row:
         counts: stored values, non-zeros, layer by layer.
         quality: the task's metrics.
         latency: seconds a call on the task's example; None when no task was given.
-        speedup: (median, lower quartile, upper quartile) of reference time over own time, round by round.
+        speedup: median and quartiles of reference time over own time, round by round.
         verdict: what the speed amounts to, in words; "not measured" without a latency.
     """
 
@@ -52,7 +53,7 @@ class Row:
     counts: Counts
     quality: list[Measurement]
     latency: Measurement | None
-    speedup: tuple[float, float, float] | None
+    speedup: Quartiles | None
     verdict: str
 
     def as_dict(self) -> dict[str, Any]:
@@ -66,7 +67,7 @@ class Row:
         data["counts"] = Counts(**counts)
         data["quality"] = [Measurement(**m) for m in data["quality"]]
         data["latency"] = Measurement(**data["latency"]) if data["latency"] else None
-        data["speedup"] = tuple(data["speedup"]) if data["speedup"] else None
+        data["speedup"] = Quartiles(*data["speedup"]) if data["speedup"] else None
         return cls(**data)
 
 
@@ -97,8 +98,8 @@ def compare(
     rows = []
     for number, (entry, model) in enumerate(zip(entries, models, strict=True)):
         counts = entry.artifact.count()
-        timing = timings.get(str(number))
-        ratio = measure.speedup(base, timing) if base and timing and number != reference else None
+        taken = timings.get(str(number))
+        ratio = timing.ratio(base, taken) if base and taken and number != reference else None
         rows.append(
             Row(
                 entry.label,
@@ -107,9 +108,9 @@ def compare(
                 entry.artifact.bytes,
                 counts,
                 quality[number],
-                _latency(timing, model.runtime, task) if timing and task else None,
+                _latency(taken, model.runtime, task) if taken and task else None,
                 ratio,
-                verdict(ratio, base_counts, counts) if base and timing else NOT_MEASURED,
+                verdict(ratio, base_counts, counts) if base and taken else NOT_MEASURED,
             )
         )
     report(len(entries) + 1, len(entries) + 1, "measured")
@@ -118,7 +119,7 @@ def compare(
     return rows
 
 
-def verdict(ratio: tuple[float, float, float] | None, base: Counts, own: Counts) -> str:
+def verdict(ratio: Quartiles | None, base: Counts, own: Counts) -> str:
     """What the figures allow to say. A model with more zeros in tensors of the same size is "masked only" unless it
     was measured to be faster."""
     if ratio is None:
@@ -133,13 +134,10 @@ def verdict(ratio: tuple[float, float, float] | None, base: Counts, own: Counts)
 
 
 def _time(models: Sequence[Any], task: Task, device: str, rounds: int) -> dict[str, Timing]:
-    """Interleaved timings of one call on the task's example, by the models' place in the list; a sample lasts at
-    least about 20 ms."""
-    synchronize = None
-    if device.startswith("cuda"):
-        import torch
+    """Interleaved timings of one call on the task's example, by the models' place in the list.
 
-        synchronize = torch.cuda.synchronize
+    A sample is the mean of enough calls to last about 20 ms in the fastest program, and of 100 at most.
+    """
 
     def program(model: Any) -> Callable[[], object]:
         batch = task.example(model)
@@ -148,24 +146,24 @@ def _time(models: Sequence[Any], task: Task, device: str, rounds: int) -> dict[s
     programs = {str(number): program(model) for number, model in enumerate(models) if callable(model)}
     if not programs:
         return {}
-    pilot = measure.interleaved(programs, rounds=1, warmup=2, synchronize=synchronize)
-    fastest = min(timing.median for timing in pilot.values())
-    calls = max(1, round(0.02 / fastest))
-    return measure.interleaved(programs, rounds=rounds, warmup=2, calls=calls, synchronize=synchronize)
+    pilot = timing.interleaved(programs, rounds=1, warmup=2, device=device)
+    fastest = min(taken.seconds.median for taken in pilot.values())
+    calls = min(100, max(1, round(0.02 / max(fastest, 1e-6))))
+    return timing.interleaved(programs, rounds=rounds, warmup=2, calls=calls, device=device)
 
 
-def _latency(timing: Timing, runtime: str, task: Task) -> Measurement:
-    low, high = timing.quartiles
+def _latency(taken: Timing, runtime: str, task: Task) -> Measurement:
+    seconds = taken.seconds
     shape = f"batch {getattr(task, 'batch', 1)}" + (
         f" x {task.length} tokens" if hasattr(task, "length") else ""
     )
-    how = f"median of {len(timing.samples)} rounds in alternation with the other rows, {shape}; spread is half the quartile range"
+    how = f"median of {len(taken.samples)} rounds in alternation with the other rows, {shape}; spread is half the quartile range"
     return Measurement(
         "latency",
-        timing.median,
+        seconds.median,
         "s",
-        len(timing.samples),
-        (high - low) / 2,
+        len(taken.samples),
+        (seconds.high - seconds.low) / 2,
         runtime,
         how,
         lower_is_better=True,

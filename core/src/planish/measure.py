@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import random
-import statistics
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,69 +38,6 @@ class Measurement:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@dataclass(slots=True)
-class Timing:
-    """Seconds of every timed call of one program."""
-
-    samples: list[float] = field(default_factory=list)
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.samples)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        return quartiles(self.samples)
-
-
-def quartiles(samples: list[float]) -> tuple[float, float]:
-    """Lower and upper quartile; of a single sample, the sample itself twice."""
-    if len(samples) < 2:
-        return samples[0], samples[0]
-    low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
-    return low, high
-
-
-def interleaved(
-    programs: Mapping[str, Callable[[], object]],
-    *,
-    rounds: int = 15,
-    warmup: int = 3,
-    calls: int = 1,
-    synchronize: Callable[[], object] | None = None,
-) -> dict[str, Timing]:
-    """Time ``programs`` in turns within one run, so that a busy machine slows all of them alike.
-
-    Every round calls each program ``calls`` times in a row, in an order drawn anew each round: with a fixed order one
-    program would always run in the cache that another one left. ``synchronize`` is called before each clock reading
-    (for devices that work asynchronously). A sample is the mean of its round's calls, in seconds.
-    """
-    order = list(programs)
-    shuffle = random.Random(0).shuffle
-    timings = {name: Timing() for name in order}
-    for number in range(warmup + rounds):
-        shuffle(order)
-        for name in order:
-            program = programs[name]
-            if synchronize:
-                synchronize()
-            start = time.perf_counter()
-            for _ in range(calls):
-                program()
-            if synchronize:
-                synchronize()
-            if number >= warmup:
-                timings[name].samples.append((time.perf_counter() - start) / calls)
-    return timings
-
-
-def speedup(base: Timing, other: Timing) -> tuple[float, float, float]:
-    """How many times faster ``other`` is than ``base``: median and quartiles of the ratios round by round."""
-    ratios = [b / o for b, o in zip(base.samples, other.samples, strict=True)]
-    low, high = quartiles(ratios)
-    return statistics.median(ratios), low, high
 
 
 def bytes_on_disk(folder: Path) -> int:

@@ -118,3 +118,12 @@ class TorchModel:
         """Remember attributes that surgery set on submodules, so that the architecture can be rebuilt."""
         for path, attributes in changes.items():
             self.patches.setdefault(path, {}).update(attributes)
+
+
+def distinct_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of ``module``, each shared tensor once and under its first name."""
+    first: dict[int, str] = {}
+    state = module.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        first.setdefault(id(tensor), name)
+    return {name: tensor.detach() for name, tensor in state.items() if first[id(tensor)] == name}

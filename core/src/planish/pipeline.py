@@ -52,7 +52,7 @@ class Pipeline:
     task: Task | None = None
     stages: tuple[Stage, ...] = ()
 
-    def then(self, method: str, **options: Any) -> Pipeline:
+    def then(self, method: str, /, **options: Any) -> Pipeline:
         """This pipeline with one more stage."""
         return Pipeline(self.seed, self.task, (*self.stages, Stage(method, options)))
 

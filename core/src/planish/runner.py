@@ -244,6 +244,7 @@ class _Session:
         root = folder / MODEL
         root.mkdir(parents=True, exist_ok=True)
         architecture = get_builder(model.builder).save(model, root)
+        _open_to_others(root)
         artifact = Artifact.of(root, model.kind, model.builder, architecture, parent)
         artifact.write(folder)
         return artifact
@@ -300,6 +301,15 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def _open_to_others(root: Path) -> None:
+    """Give files the mode that the user's umask asks for; safetensors keeps what it writes to its owner."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in root.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
 
 
 @contextlib.contextmanager

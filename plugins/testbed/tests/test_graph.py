@@ -68,7 +68,7 @@ def test_seed_decides_every_byte() -> None:
 
 
 def test_propagation_is_the_normalised_adjacency() -> None:
-    data = graph.generate(nodes=60, classes=3, feature_dim=4)
+    data = graph.generate(nodes=60, classes=3, feature_dim=4, average_degree=5)
     edges, x = torch.from_numpy(data.edge_index), torch.from_numpy(data.features)
     found = nets.propagate(x, edges, nets.degree_scale(edges, data.nodes))
     assert torch.allclose(found, data.normalised_adjacency() @ x, atol=1e-5)

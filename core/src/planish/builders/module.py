@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from planish import weights
 from planish.errors import ArtifactError
-from planish.model import Architecture, TorchModel
+from planish.model import Architecture, TorchModel, distinct_state
 from planish.weights import Counts
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class ModuleBuilder:
 
     def save(self, model: TorchModel, folder: Path) -> Architecture:
         model.settle()
-        weights.write(folder / weights.SINGLE, model.module.state_dict())
+        weights.write(folder / weights.SINGLE, distinct_state(model.module))
         return {"class": type(model.module).__name__, "storage": model.storage}
 
     def load(
@@ -42,8 +42,11 @@ class ModuleBuilder:
         if device == "meta":
             return TorchModel(module.to("meta"), self.name, None, str(architecture["storage"]))
         state = weights.read(folder / weights.SINGLE)
+        shared = module.state_dict().keys() - distinct_state(module).keys()
         try:
-            module.load_state_dict(state)
+            found = module.load_state_dict(state, strict=False)
+            if problems := [*found.unexpected_keys, *(k for k in found.missing_keys if k not in shared)]:
+                raise RuntimeError(f"its tensors differ: {', '.join(problems[:3])} ({len(problems)} in all)")
         except RuntimeError as error:
             problem = str(error).splitlines()[-1].strip()
             raise ArtifactError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from planish import weights
 from planish.artifact import write_json
 from planish.errors import ArtifactError
-from planish.model import Architecture, TorchModel
+from planish.model import Architecture, TorchModel, distinct_state
 from planish.weights import Counts
 
 if TYPE_CHECKING:
@@ -186,18 +186,14 @@ def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def _stored(module: nn.Module, storage: str) -> dict[str, Any]:
-    """The state in its storage format, each shared tensor once and under its first name."""
+    """The state in its storage format."""
     import torch
 
     dtype = getattr(torch, storage)
-    seen: set[int] = set()
-    state = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
-        state[name] = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
-    return state
+    state = distinct_state(module)
+    return {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()
+    }
 
 
 def _from_pretrained(cls: Any, folder: Path, dtype: Any) -> nn.Module:

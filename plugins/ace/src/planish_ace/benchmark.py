@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +14,7 @@ from planish.bench import Row
 from planish.errors import PlanishError
 from planish.source import Source, open_source
 from planish.tasks import LanguageModelling
+from planish.timing import Quartiles
 from planish_ace.config import AceConfig
 from planish_ace.peer import wanda_loop
 from planish_ace.prune import prune
@@ -88,18 +88,18 @@ def _speed(source: Source, calibration: Tensor, repeats: int) -> Iterator[Row]:
             work(model)
             seconds[name].append(time.perf_counter() - start)
             masks[name] = torch.cat([p.flatten() == 0 for p in model.module.parameters() if p.dim() == 2])
-    low, high = measure.quartiles(seconds["ours"])
+    spread = Quartiles.of(seconds["ours"])
     samples, length = calibration.shape
     yield Row(
         metric=f"seconds to prune, wanda 50 %, {samples} x {length} tokens",
-        value=statistics.median(seconds["ours"]),
+        value=spread.median,
         unit="s",
         peer="public Wanda loop, re-stated",
-        peer_value=statistics.median(seconds["loop"]),
+        peer_value=Quartiles.of(seconds["loop"]).median,
         bar=("<=", 1.0),
         device=measure.device_name(),
         command=COMMAND,
-        spread=(high - low) / 2,
+        spread=(spread.high - spread.low) / 2,
     )
     yield Row(
         metric="weights on which the masks agree",

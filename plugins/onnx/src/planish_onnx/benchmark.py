@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from planish import measure
+from planish import measure, timing
 from planish.bench import Row
 from planish.compare import Row as Measured
 from planish.errors import PlanishError
@@ -66,7 +66,7 @@ def _generation(source: Source, plain: Path, folder: Path) -> Row:
     export_cached(model.module, folder)
     prompt = source.task.example(model)["input_ids"][:, :32]
     programs = {name: OnnxModel(path) for name, path in (("cached", folder), ("plain", plain))}
-    timings = measure.interleaved(
+    timings = timing.interleaved(
         {
             name: (lambda program=program: program.generate(prompt, NEW_TOKENS))
             for name, program in programs.items()
@@ -74,7 +74,7 @@ def _generation(source: Source, plain: Path, folder: Path) -> Row:
         rounds=7,
         warmup=1,
     )
-    per_token = {name: 1e3 * timing.median / NEW_TOKENS for name, timing in timings.items()}
+    per_token = {name: 1e3 * taken.seconds.median / NEW_TOKENS for name, taken in timings.items()}
     return Row(
         f"generation of {NEW_TOKENS} tokens with a KV cache", per_token["cached"], "ms/token", "without a cache",
         per_token["plain"], ("<=", 1.0), measure.device_name(), COMMAND,

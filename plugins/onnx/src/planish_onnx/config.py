@@ -21,7 +21,7 @@ class OnnxConfig(MethodConfig):
         None,
         ge=18,
         le=24,
-        description="ONNX operator set; none takes the exporter's; 23 keeps attention as one operator, which is faster",
+        description="ONNX operator set; none takes 23, which keeps attention as one operator, or with optimum its own",
     )
     dtype: Literal["float32", "keep"] = Field(
         "float32",

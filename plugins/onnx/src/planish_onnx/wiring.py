@@ -24,6 +24,9 @@ from planish_onnx.quantize import quantize
 from planish_onnx.session import OnnxModel
 from planish_onnx.verify import verify
 
+OPSET = 23
+"""Attention is one operator from here on, which ONNX Runtime runs faster than its parts."""
+
 
 class OnnxProgram:
     """An ONNX folder as a model of planish."""
@@ -82,7 +85,7 @@ def apply(model: TorchModel, config: OnnxConfig, ctx: Context) -> OnnxProgram:
     if config.exporter == "optimum":
         export_cached(model.module, exact, opset=config.opset)
     else:
-        export(model.module, inputs, exact, dynamic=axes, opset=config.opset, dtype=config.dtype)
+        export(model.module, inputs, exact, dynamic=axes, opset=config.opset or OPSET, dtype=config.dtype)
     ctx.progress(1, steps, "check against torch")
     if config.exporter == "optimum":
         checked = verify_cached(model.module, exact, inputs["input_ids"], tolerance=config.verify_tolerance)

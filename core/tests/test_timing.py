@@ -7,15 +7,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planish.errors import PlanishError
-from planish_sdk.timing import Quartiles, Timing, interleaved, ratio
+from planish.timing import Quartiles, Timing, interleaved, ratio
 
 
-def test_programs_take_turns_and_the_order_rotates():
+def test_programs_take_turns_in_changing_order():
     calls = []
-    timings = interleaved({name: lambda name=name: calls.append(name) for name in "abc"}, warmup=2, rounds=4)
-    assert "".join(calls) == "aabbcc" + "abc" + "bca" + "cab" + "abc"
-    assert [len(timings[name].samples) for name in "abc"] == [4, 4, 4]
+    timings = interleaved({name: lambda name=name: calls.append(name) for name in "abc"}, warmup=2, rounds=20)
+    rounds = [tuple(calls[i : i + 3]) for i in range(6, len(calls), 3)]
+    assert calls[:6] == ["a", "a", "b", "b", "c", "c"]
+    assert all(sorted(turn) == ["a", "b", "c"] for turn in rounds)
+    assert len(set(rounds)) > 2
+    assert [len(timings[name].samples) for name in "abc"] == [20, 20, 20]
     assert all(timing.device == "cpu" for timing in timings.values())
+
+
+def test_a_sample_is_the_mean_of_its_calls(monkeypatch):
+    now = 0.0
+
+    def work():
+        nonlocal now
+        now += 2.0
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    assert interleaved({"a": work}, warmup=1, rounds=3, calls=5)["a"].samples == (2.0, 2.0, 2.0)
 
 
 def test_a_sample_covers_the_program(monkeypatch):
@@ -60,8 +74,9 @@ def test_ratio_refuses_what_cannot_be_compared(other, reason):
     ("arguments", "reason"),
     [
         ({"programs": {}}, "programs: got none"),
-        ({"rounds": 0}, "rounds, warmup: got 0, 3"),
-        ({"warmup": -1}, "got 20, -1"),
+        ({"rounds": 0}, "rounds, warmup, calls: got 0, 3, 1"),
+        ({"calls": 0}, "got 20, 3, 0"),
+        ({"warmup": -1}, "got 20, -1, 1"),
         ({"device": "tpu"}, "device: got 'tpu', choose from cpu, cuda"),
     ],
 )
