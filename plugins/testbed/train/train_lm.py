@@ -34,6 +34,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from planish.bench import Row
 from planish_testbed import corpus
 from planish_testbed.lm import END_OF_TEXT, bits_per_byte, stream_bits, token_stream
 
@@ -476,6 +477,27 @@ def measure(out: Path, folder: Path, device: str) -> dict[str, Any]:
     }
 
 
+def rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The held-out figure beside xz, in the form of a benchmark."""
+    peers = {
+        "xz -9 of the held-out text": report["xz_9_bits_per_byte"],
+        "xz -9 of it after the training text": report["xz_9_given_train_bits_per_byte"],
+    }
+    return [
+        Row(
+            metric="held-out bits per byte",
+            value=report["heldout_bits_per_byte"],
+            unit="bit",
+            peer=peer,
+            peer_value=value,
+            bar=("<=", 1.0),
+            device=report["device"],
+            command=report["command"],
+        ).as_dict()
+        for peer, value in peers.items()
+    ]
+
+
 def train(arguments: argparse.Namespace) -> None:
     folder, scratch, out = arguments.corpus, arguments.scratch, arguments.out
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -501,6 +523,7 @@ def train(arguments: argparse.Namespace) -> None:
             "validation_bits_per_byte": best["validation_bits_per_byte"],
             **measure(out, folder, device),
         }
+        report |= {"benchmark": "testbed language model", "note": report["evaluation"], "rows": rows(report)}
     arguments.result.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps({key: value for key, value in report.items() if key != "runs"}, indent=1))
 
