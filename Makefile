@@ -11,11 +11,14 @@ PIP := -m pip --disable-pip-version-check install --quiet
 demo: $(VENV)/.demo
 	$(VENV)/bin/planish demo --out runs/demo
 
+# Workers share the cores, so each computes on one thread; a module stays on one worker, so its fixtures are made once.
+RUN := -n $(WORKERS) --dist loadscope --durations=12
+
 test: $(VENV)/.dev
-	$(VENV)/bin/pytest -n $(WORKERS) -m "not gpu" --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest $(RUN) -m "not gpu" --cov --cov-report=term:skip-covered
 
 test-latest: $(LATEST)/.dev
-	$(LATEST)/bin/pytest -n $(WORKERS) -m "model and not gpu"
+	OMP_NUM_THREADS=1 $(LATEST)/bin/pytest $(RUN) -m "model and not gpu"
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -5,10 +5,11 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-WIDTH = 720
-LABEL = 230
+WIDTH = 860
+LABEL = 290
 BAR = 18
 GAP = 6
+VALUE = 210
 
 
 def bars(title: str, values: Sequence[tuple[str, float, str]], limit: float | None = None) -> str:
@@ -23,7 +24,7 @@ def bars(title: str, values: Sequence[tuple[str, float, str]], limit: float | No
         return ""
     full = limit or max(value for _, value, _ in values) or 1.0
     height = len(values) * (BAR + GAP) + GAP
-    room = WIDTH - LABEL - 150
+    room = WIDTH - LABEL - VALUE
     rows = []
     for number, (label, value, text) in enumerate(values):
         y = GAP + number * (BAR + GAP)
@@ -41,5 +42,5 @@ def bars(title: str, values: Sequence[tuple[str, float, str]], limit: float | No
     )
 
 
-def _short(label: str, limit: int = 36) -> str:
+def _short(label: str, limit: int = 42) -> str:
     return label if len(label) <= limit else "…" + label[1 - limit :]

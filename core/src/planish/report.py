@@ -21,7 +21,7 @@ body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper)
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2.2rem}p.note{color:var(--soft)}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}
 th,td{text-align:left;padding:.35rem .8rem .35rem 0;border-bottom:1px solid var(--line);vertical-align:top}
-th{color:var(--soft);font-weight:600}figure{margin:1.2rem 0;max-width:760px}figcaption{color:var(--soft)}
+th{color:var(--soft);font-weight:600}figure{margin:1.2rem 0;max-width:900px}figcaption{color:var(--soft)}
 svg{width:100%;font-size:12px}svg rect{fill:var(--bar)}svg text{fill:var(--ink)}svg .value{fill:var(--soft)}
 pre{background:color-mix(in srgb,var(--line) 35%,transparent);padding:.8rem;overflow-x:auto;font-size:.8rem}
 """
