@@ -96,12 +96,11 @@ def run(out: Path, listen: Listener) -> Outcome:
         listen(Event("stage_progress", "measure", done, total, text))
 
     rows = compare(entries, source.task, reference=1, device=resolve_device("cpu"), report=report)
-    stages = {
-        folder: f"{label}: {folder.name[:2]}"
-        for label, result in reversed(results.items())
-        for folder in result.stages
-    }
-    records = [(name, Record.read(folder)) for folder, name in reversed(stages.items())]
+    stages: dict[Path, str] = {}
+    for label, result in results.items():
+        for folder in result.stages:
+            stages.setdefault(folder, f"{label}: {folder.name[:2]}")
+    records = [(name, Record.read(folder)) for folder, name in stages.items()]
     write_report(
         out / REPORT, "planish demo: one model, pruned, exported, quantised, measured", rows, records
     )
