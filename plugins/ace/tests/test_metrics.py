@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from planish.errors import PlanishError
-from planish_ace.metrics import CosineMoments, InputMoments, Metric, Statistics, scores
+from planish_ace.metrics import CosineMoments, InputMoments, Metric, Statistics, others, scores
 from planish_ace.select import lowest_per_row
 
 METRICS = [
@@ -96,6 +96,15 @@ def test_batch_size_changes_nothing(metric: Metric, rows: int, columns: int, tok
     torch.testing.assert_close(
         computed(weight, x, metric, batch), computed(weight, x, metric), rtol=1e-4, atol=1e-7
     )
+
+
+def test_one_dominant_output_does_not_cancel() -> None:
+    """The share of the other outputs, where it is far below the resolution of fp32 beside 1."""
+    square = torch.tensor([[1.0, 1e-9, 2e-12], [3e-20, 4.0, 0.0]])
+    exact = square.double().sum(1, keepdim=True) - square.double()
+    torch.testing.assert_close(others(square)[0, 0], torch.tensor(1.002e-9), rtol=1e-5, atol=0)
+    torch.testing.assert_close(others(square)[1, 1], torch.tensor(3e-20), rtol=1e-5, atol=0)
+    torch.testing.assert_close(others(square).double()[:, 2], exact[:, 2], rtol=1e-6, atol=0)
 
 
 def test_standard_deviation_does_not_cancel_beside_a_large_mean() -> None:

@@ -31,6 +31,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from planish.errors import PlanishError
 
@@ -200,13 +201,12 @@ class CosineMoments:
             self._update(x_part.float(), a_part.float())
 
     def _update(self, x: Tensor, a: Tensor) -> None:
-        squared_norm = a.square().sum(1, keepdim=True)
+        square = a.square()
+        squared_norm = square.sum(1, keepdim=True)
         inverse = torch.where(
             squared_norm > TINY, squared_norm.clamp_min(TINY).reciprocal(), 0.0
         )  # [T, 1]: 1/|a|^2
-        left = a.square() * inverse  # u^2
-        if self.metric.cosp_form == "exact":
-            left = (1 - left).clamp_min_(0)
+        left = (others(square) if self.metric.cosp_form == "exact" else square) * inverse  # 1 - u^2 or u^2
         if self.row is not None:
             self.row += (left * inverse).sum(0)
             return
@@ -224,6 +224,16 @@ class CosineMoments:
         assert self.product is not None
         mean = self.product / tokens
         return mean if self.metric.aggregation == "mean_abs" else mean.sqrt_()
+
+
+def others(square: Tensor) -> Tensor:
+    """Row sums of ``square`` [T, d] without the element itself, [T, d].
+
+    Summed from both sides: taking the element off the whole sum would leave rounding errors where it is most of it.
+    """
+    before = functional.pad(square, (1, 0))[:, :-1].cumsum(1)
+    after = functional.pad(square, (0, 1))[:, 1:].flip(1).cumsum(1).flip(1)
+    return before + after
 
 
 @dataclass
