@@ -70,7 +70,7 @@ class Events:
     def _call(self, observer: Callable[..., object], *args: Event) -> None:
         try:
             observer(*args)
-        except Exception:
+        except Exception:  # whatever an observer raises, the run goes on
             log.warning("an observer failed", exc_info=True)
 
 
