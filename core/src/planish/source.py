@@ -88,7 +88,7 @@ def open_source(target: Source | Artifact | str | Path | nn.Module, tokenizer: A
 
 
 def open_folder_or_hub(uri: str) -> Source | None:
-    """Core's own resolver: an artifact, a run, a transformers folder, or a hub id."""
+    """Core's own resolver: an artifact, a transformers folder, or a hub id."""
     folder = Path(uri)
     if len(folder.name) > 255:
         return None  # no file system has such a name; asking would raise
