@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -121,12 +122,21 @@ class TestShow:
         assert data["options"]["properties"]["sparsity"]["exclusiveMaximum"] == 1
         assert (data["kind"], data["version"], data["missing"]) == ("pruner", "1.2", [])
 
+    @pytest.mark.parametrize("text", ["{", '{"method": "zero"}', "[]"])
+    def test_a_damaged_record_is_one_line(self, text: str, cli: Cli, finished: Path, tmp_path: Path) -> None:
+        copy = tmp_path / "damaged"
+        shutil.copytree(finished, copy)
+        (record,) = copy.glob("01-*/record.json")
+        record.write_text(text)
+        assert "record.json: damaged" in mistake(cli("show", copy))
+
     def test_a_run(self, cli: Cli, finished: Path) -> None:
         out = cli("show", finished).out
         assert out.startswith("fake:mlp  seed 0  task classification\n")
         assert "planish-fake:zero 1.2" in out
         assert "accuracy" in out
         assert "masked only" in out or "faster" in out
+        assert "    zeros: 162\n" in out
         data = json.loads(cli("show", finished, "--json").out)
         assert [r["label"] for r in data["rows"]] == ["source", "result"]
         assert data["records"][0]["facts"] == {"zeros": 162}
@@ -264,7 +274,10 @@ class TestReport:
         (finished / "report.html").unlink()
         done = cli("report", finished)
         assert done.out.strip() == str(finished / "report.html")
-        assert "fake:mlp" in (finished / "report.html").read_text()
+        page = (finished / "report.html").read_text()
+        assert "fake:mlp" in page
+        assert "zero: zeros written" in page
+        assert ">162 zeros<" in page
 
     def test_two_folders(self, finished: Path, recipe: Path, tmp_path: Path, cli: Cli) -> None:
         recipe.write_text("source: fake:mlp\nstages: [{zero: {sparsity: 0.75}}, pack]\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from planish import weights
 from planish.artifact import write_json
 from planish.errors import DataError
+from planish.record import Chart
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +63,7 @@ class Context:
         device: where to compute.
         folder: the stage's own folder while it is incomplete; nothing may be written outside it.
         facts: what the stage wants in its record (JSON); methods add to it.
+        charts: what the stage wants drawn in the report; see `chart`.
         resumed_units: units that an earlier process had done when this one first asked for them. seen: units asked for.
     """
 
@@ -71,6 +73,7 @@ class Context:
     folder: Path
     report: Callable[[int, int, str], None] = lambda done, total, text: None
     facts: dict[str, Any] = field(default_factory=dict)
+    charts: list[Chart] = field(default_factory=list)
     resumed_units: int = 0
     seen: set[str] = field(default_factory=set, repr=False)
 
@@ -105,6 +108,15 @@ class Context:
 
         seed = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(seed[:8], "little") >> 1)
+
+    def chart(self, title: str, bars: Sequence[tuple[str, float, str]]) -> None:
+        """Ask for a bar chart in the report.
+
+        Args:
+            title: what is drawn, with its unit and where the figures come from.
+            bars: (label, value, text beside the bar).
+        """
+        self.charts.append((title, [(label, float(value), text) for label, value, text in bars]))
 
     def progress(self, done: int, total: int, text: str = "") -> None:
         """Tell how far the stage has come."""

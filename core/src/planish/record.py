@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from planish.artifact import write_json
+from planish.errors import ArtifactError
 
 FILE = "record.json"
+Chart = tuple[str, list[tuple[str, float, str]]]
+"""A bar chart: its title, and for each bar its label, value and the text beside it."""
 LIBRARIES = ("planish", "planish-sdk", "torch", "transformers", "onnx", "onnxruntime", "safetensors", "numpy")
 
 
@@ -25,7 +28,7 @@ class Record:
         parent: digest of the artifact it started from. data: fingerprint of the task, or None.
         device: the hardware. seconds: wall time in this process. peak_memory: bytes, and how it was taken.
         resumed_units: units taken over from an earlier, killed process; then ``seconds`` covers the rest only.
-        facts: what the method itself reports.
+        facts: what the method itself reports. charts: what of it the report draws.
         libraries: versions of what took part.
     """
 
@@ -45,13 +48,25 @@ class Record:
     resumed_units: int
     facts: dict[str, Any]
     libraries: dict[str, str]
+    charts: list[Chart] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:
         write_json(folder / FILE, asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> Record:
-        return cls(**json.loads((folder / FILE).read_text()))
+        """The record of a stage's folder.
+
+        Raises:
+            ArtifactError: it is missing or damaged.
+        """
+        path = folder / FILE
+        try:
+            return cls(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            raise ArtifactError(f"{path}: missing") from None
+        except (ValueError, TypeError) as error:
+            raise ArtifactError(f"{path}: damaged ({error})") from None
 
 
 def library_versions() -> dict[str, str]:

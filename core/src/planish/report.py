@@ -115,10 +115,14 @@ def _stages(records: Sequence[tuple[str, Record]]) -> str:
         (f"{name} {r.method}", r.peak_memory / 1e6, f"{r.peak_memory / 1e6:.0f} MB") for name, r in records
     ]
     seconds = [(f"{name} {r.method}", r.seconds, _seconds(r)) for name, r in records]
+    own = "".join(
+        bars(f"{name} {r.method}: {title}", values) for name, r in records for title, values in r.charts
+    )
     return (
         "<h2>Stages</h2>"
         + bars(f"peak memory of the process during each stage (MB; {records[0][1].peak_memory_how})", memory)
         + bars("wall time of each stage (s)", seconds)
+        + own
     )
 
 

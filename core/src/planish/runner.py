@@ -231,6 +231,7 @@ class _Session:
             peak_memory_how=memory.how,
             resumed_units=context.resumed_units,
             facts=context.facts,
+            charts=context.charts,
             libraries=library_versions(),
         ).write(temporary)
         shutil.rmtree(temporary / "units", ignore_errors=True)

@@ -118,7 +118,13 @@ def run_text(data: dict[str, Any]) -> str:
             f"{record['folder']}  {record['distribution']}:{record['method']} {record['version']}  "
             f"{record['seconds']:.1f} s  peak {record['peak_memory'] / 1e6:.0f} MB  {json.dumps(record['config'])}"
         )
+        lines += [f"    {name}: {value}" for name, value in record["facts"].items() if _is_plain(value)]
     return "\n".join([*lines, "", text_table([Row.from_dict(row) for row in data["rows"]])])
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a fact fits on its line: lists and tables stay in the record and in the report."""
+    return isinstance(value, str | int | float)
 
 
 def report(folders: list[Path], out: Path | None) -> Path:

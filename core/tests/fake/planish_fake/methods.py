@@ -35,6 +35,7 @@ def zero(model: TorchModel, config: ZeroConfig, context: Context) -> TorchModel:
         zeros += unit.facts["zeros"]
         context.progress(number + 1, len(chosen), f"layer {number}")
     context.facts["zeros"] = zeros
+    context.chart("zeros written", [("all layers", zeros, f"{zeros} zeros")])
     return model
 
 
