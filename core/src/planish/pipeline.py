@@ -144,8 +144,8 @@ def _look(usable: list[tuple[Owned, MethodConfig]], source: Source) -> Iterator[
             checks.append((owned, config, resolve(owned.record.check)))
         if owned.record.yields:
             break
-    if not checks:
-        return
+    if not checks or (source.artifact and source.artifact.kind != "torch"):
+        return  # other kinds have no module whose shapes could be looked at
     try:
         model = _skeleton(source)
     except PlanishError as error:

@@ -239,6 +239,8 @@ class _Session:
         self.events.emit(Event("stage_finished", name, text=f"{time.time() - started:.1f} s"))
         if isinstance(model, TorchModel):
             model.module.eval()  # as the next stage would find it, were it loaded from the folder
+        else:
+            model = None  # it may hold the name that its folder had before it was renamed: load it again
         return final, _Live(Artifact.open(final, verify=False), model)
 
     def _save(self, model: Any, folder: Path, parent: str | None) -> Artifact:
