@@ -1,0 +1,263 @@
+"""The log of a run: (seed, r, d) of every direction. It is the checkpoint: with the base model it gives the weights back.
+
+A file is one line of JSON (what the run was) and then records of a fixed size, each with a CRC-32. Steps whose last
+record is torn or missing, as after a kill, are cut off when the log is opened again.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from planish import digest
+from planish.errors import ArtifactError, RunError
+from planish_kerzoo.estimator import Sample
+from planish_kerzoo.layout import Segment
+
+if TYPE_CHECKING:
+    from planish_kerzoo.optimizer import KerZOO
+
+FORMAT = 1
+_CRC = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a run: its number, its directions (n), their differences d (n, float32 values) and lr a group."""
+
+    number: int
+    samples: tuple[Sample, ...]
+    d: tuple[float, ...]
+    lrs: tuple[float, ...]
+
+
+class RunLog:
+    """An append-only log on disk.
+
+    Args:
+        path: the file. A new one is made on the first append; an existing one is continued.
+        header: what the run is. An existing log must have been written with the same one.
+
+    Raises ArtifactError where the file is no log, and RunError where it belongs to another run.
+    """
+
+    def __init__(self, path: str | Path, header: dict[str, Any] | None = None) -> None:
+        self.path = Path(path)
+        self._stream: Any = None
+        self._begin = self._end = 0
+        self.header: dict[str, Any] = {}
+        self.steps = 0
+        if self.path.is_file():
+            self._recover()
+        if header is not None:
+            self.bind(header)
+
+    def bind(self, header: dict[str, Any]) -> None:
+        """Say what the run is: kept in a new log, compared with an existing one."""
+        header = json.loads(json.dumps(header))
+        if not self.header:
+            self.header = header
+        for key in {*self.header, *header}:
+            if self.header.get(key) != header.get(key):
+                raise RunError(f"log {self.path}: belongs to another run ({key} is {_short(self.header.get(key))}, "
+                               f"not {_short(header.get(key))}); choose another file")  # fmt: skip
+
+    @property
+    def bytes(self) -> int:
+        """Size of the complete part on disk."""
+        return self._end
+
+    def append(self, step: Step) -> None:
+        """Write one step and hand it to the operating system: it survives a kill of this process."""
+        if self._stream is None:
+            self._open()
+        record = _record(len(step.lrs))
+        for sample, d in zip(step.samples, step.d, strict=True):
+            body = record.pack(step.number, sample.seed, sample.r, sample.weight, d, *step.lrs)
+            self._stream.write(body + _CRC.pack(zlib.crc32(body)))
+        self._stream.flush()
+        self._end = self._stream.tell()
+        self.steps += 1
+
+    def read(self) -> Iterator[Step]:
+        """All complete steps, in order."""
+        record, n = _record(self.header.get("groups", 1)), int(self.header.get("n", 1))
+        if not self.path.is_file():
+            return
+        with self.path.open("rb") as stream:
+            stream.seek(self._begin)
+            for _ in range(self.steps):
+                rows = [record.unpack(stream.read(record.size + _CRC.size)[: record.size]) for _ in range(n)]
+                samples = tuple(Sample(seed, r, weight) for _, seed, r, weight, *_ in rows)
+                yield Step(rows[0][0], samples, tuple(row[4] for row in rows), tuple(rows[0][5:]))
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        if self._end == 0:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            line = json.dumps({"kerzoo-log": FORMAT, **self.header}, sort_keys=True).encode() + b"\n"
+            self.path.write_bytes(line)
+            self._begin = self._end = len(line)
+        self._stream = self.path.open("r+b")
+        self._stream.truncate(self._end)
+        self._stream.seek(self._end)
+
+    def _recover(self) -> None:
+        """Read the header, and count the steps whose records are whole."""
+        content = self.path.read_bytes()
+        line, newline, rest = content.partition(b"\n")
+        if not newline:
+            if content and not content.startswith(b'{"'):
+                raise ArtifactError(f"log {self.path}: is not a KerZOO log")
+            return  # killed while the first line was written
+        try:
+            header = json.loads(line)
+            if header.pop("kerzoo-log") != FORMAT:
+                raise ValueError(f"its format is not {FORMAT}")
+            record, n = _record(int(header["groups"])), int(header["n"])
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            raise ArtifactError(f"log {self.path}: is not a KerZOO log ({error})") from None
+        size = n * (record.size + _CRC.size)
+        while (self.steps + 1) * size <= len(rest) and _whole(rest, self.steps, size, n, record.size):
+            self.steps += 1
+        self.header, self._begin = header, len(line) + 1
+        self._end = self._begin + self.steps * size
+
+
+def _record(groups: int) -> struct.Struct:
+    """step, seed, r, weight, d, lr of every group."""
+    return struct.Struct(f"<QQddf{groups}d")
+
+
+def _whole(content: bytes, number: int, size: int, n: int, body: int) -> bool:
+    """Whether all records of the step of that number have their checksum and its number."""
+    for start in range(number * size, (number + 1) * size, size // n):
+        data = content[start : start + body]
+        (crc,) = _CRC.unpack_from(content, start + body)
+        if zlib.crc32(data) != crc or struct.unpack_from("<Q", data)[0] != number:
+            return False
+    return True
+
+
+class Recorder:
+    """Takes d from the device in batches of ``every`` steps, without waiting for the device, and counts skipped steps.
+
+    Raises RunError once ``max_skipped`` steps in a row had a loss that is not finite. On a GPU that is noticed up to
+    2 ``every`` steps late; the steps themselves are skipped on the device at once.
+    """
+
+    def __init__(self, log: RunLog | None, every: int, max_skipped: int) -> None:
+        self.log = log
+        self.every = every
+        self.max_skipped = max_skipped
+        self.skipped = 0
+        self._row = 0
+        self._waiting: list[tuple[int, tuple[Sample, ...], tuple[float, ...], Tensor]] = []
+        self._copied: deque[tuple[list[tuple[int, tuple[Sample, ...], tuple[float, ...]]], Tensor, Any]] = (
+            deque()
+        )
+
+    def add(self, number: int, samples: Sequence[Sample], lrs: Sequence[float], d: Tensor) -> None:
+        """d: [n] float32 on the device."""
+        self._waiting.append((number, tuple(samples), tuple(lrs), d))
+        if len(self._waiting) >= self.every:
+            self._write()
+            self._copy()
+            if not d.is_cuda:
+                self._write()
+
+    def drain(self) -> None:
+        """Write everything; waits for the device."""
+        self._copy()
+        self._write()
+
+    def _copy(self) -> None:
+        if not self._waiting:
+            return
+        stacked = torch.stack([entry[3] for entry in self._waiting])
+        event = None
+        if stacked.is_cuda:
+            host = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=True)
+            host.copy_(stacked, non_blocking=True)
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+            stacked = host
+        self._copied.append(([entry[:3] for entry in self._waiting], stacked, event))
+        self._waiting = []
+
+    def _write(self) -> None:
+        while self._copied:
+            entries, host, event = self._copied.popleft()
+            if event is not None:
+                event.synchronize()
+            for (number, samples, lrs), d in zip(entries, host.tolist(), strict=True):
+                if self.log is not None:
+                    self.log.append(Step(number, samples, tuple(d), lrs))
+                self._count(number, all(map(_finite, d)))
+
+    def _count(self, number: int, finite: bool) -> None:
+        self._row = 0 if finite else self._row + 1
+        self.skipped += not finite
+        if self._row >= self.max_skipped:
+            raise RunError(
+                f"loss is not finite in {self._row} steps in a row (the last is step {number}); they were skipped. "
+                f"Lower lr or eps, or look at the data; max_skipped = {self.max_skipped} is the limit"
+            )
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0
+
+
+def replay(log: RunLog | str | Path, optimizer: KerZOO, progress: Callable[[int], None] | None = None) -> int:
+    """Apply the steps of a log to the base model that ``optimizer`` holds, without a single forward pass.
+
+    The weights end as the run that wrote the log left them: bit for bit on the same kind of device. The optimizer must
+    have the options of that run, and its weights those that the run started from. Returns the number of steps.
+
+    Raises RunError where the log was written with other options, parameters or weights.
+    """
+    log = log if isinstance(log, RunLog) else RunLog(log)
+    if not log.header:
+        raise ArtifactError(f"log {log.path}: holds no run")
+    log.bind(optimizer.header(log.header.get("base") is not None))
+    for step in log.read():
+        optimizer.repeat(step)
+        if progress is not None:
+            progress(step.number + 1)
+    optimizer.finish()
+    return log.steps
+
+
+def fingerprint(segments: Sequence[Segment]) -> str:
+    """sha256 of names, shapes, formats and values of the trainable parameters, one read back at a time."""
+    parts = []
+    for segment in segments:
+        values = segment.local().cpu().view(torch.uint8).numpy().tobytes()
+        label = f"{segment.name}{tuple(segment.parameter.shape)}{segment.parameter.dtype}{segment.start}"
+        parts.append(digest.of_bytes(label.encode(), values))
+    return digest.of_json(parts)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 60 else text[:57] + "…"

@@ -1,0 +1,48 @@
+"""Two processes give the bits of one: data-parallel, and with parameters sharded by FSDP2."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch has no gloo"),
+]
+
+HERE = Path(__file__).parent
+ALONE = "import sys; sys.path.insert(0, sys.argv[1]); import two_processes as t; from safetensors.torch import save_file;"
+ALONE += "o = t.train(t.net(), t.batch());"
+ALONE += "save_file({str(i): w.segment.parameter.detach() for i, w in enumerate(o.works)}, sys.argv[2])"
+
+
+@pytest.mark.parametrize("mode", ["data-parallel", "sharded"])
+def test_two_processes_equal_one(mode: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    commands = [
+        [sys.executable, HERE / "two_processes.py", str(rank), tmp_path / "meet", mode, tmp_path / "two"]
+        for rank in (0, 1)
+    ]
+    commands.append([sys.executable, "-c", ALONE, HERE, tmp_path / "one"])
+    started = [
+        subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        for c in commands
+    ]
+    ended = [process.communicate() for process in started]
+    for process, (_, errors) in zip(started, ended, strict=True):
+        assert process.returncode == 0, errors[-3000:]
+    one, two = load_file(tmp_path / "one"), load_file(tmp_path / "two")
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    held = [int(output.split()[0]) for output, _ in ended[:2]]
+    total = int(ended[0][0].split()[1])
+    if mode == "sharded":
+        assert sum(held) == total
+        assert max(held) < 0.6 * total  # nobody swept over more than its own part

@@ -1,0 +1,63 @@
+"""Run by `test_distributed` in each of two processes: arguments are rank, rendezvous file, mode and result file."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from planish_kerzoo import KerZOO
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(9, 33), nn.Tanh(), nn.Linear(33, 7))
+
+
+def loss(model: nn.Module, part: Tensor) -> Tensor:
+    return model(part).square().mean()
+
+
+def train(model: nn.Module, parts: list[Tensor], **options: object) -> KerZOO:
+    optimizer = KerZOO(model, lr=1e-2, n=2, seed=4, defer=True, **options)
+    for _ in range(6):
+        optimizer.step(lambda: torch.stack([loss(model, part) for part in parts]))
+    optimizer.finish()
+    return optimizer
+
+
+def batch() -> list[Tensor]:
+    """Two halves of one batch."""
+    return list(torch.linspace(-1, 1, 90).view(10, 9).chunk(2))
+
+
+def main(rank: int, rendezvous: str, mode: str, out: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    model: nn.Module = net()
+    held = total = sum(p.numel() for p in model.parameters())
+    if mode == "sharded":
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh("cpu", (2,))
+        fully_shard(model[0], mesh=mesh)  # type: ignore[index]
+        fully_shard(model, mesh=mesh)
+    optimizer = train(model, [batch()[rank]])
+    if mode == "sharded":
+        held = sum(len(work.segment.local()) for work in optimizer.works)
+    values = [
+        p.full_tensor() if hasattr(p, "full_tensor") else p
+        for p in (w.segment.parameter for w in optimizer.works)
+    ]
+    if rank == 0:
+        save_file({str(i): v.detach().contiguous() for i, v in enumerate(values)}, out)
+    print(held, total)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), *sys.argv[2:])
