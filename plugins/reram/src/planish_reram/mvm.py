@@ -1,0 +1,214 @@
+"""The matrix-vector product of a layer, in the two ways that give the same result with ideal converters.
+
+``fast`` is one matrix product with the effective weight. ``Sliced`` goes tile by tile and slice by slice, digitises each
+column sum, and shift-adds the codes. Both take inputs [chips, N, in] and give [chips, N, out]; with integer inputs all
+sums are integers, exact in their format, so that every device finds the same codes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from planish_reram.chip import NO_PROTECTION, Cells, correction
+from planish_reram.converters import Adc, Inputs, bit_planes
+from planish_reram.protection import LayerProtection
+from planish_reram.quantise import Quantised
+from planish_reram.specs import Converters, FaultRates
+
+PERFECT = FaultRates()
+EXACT_FLOAT32 = 2**24
+"""Integers up to here, and their sums, are exact in float32."""
+
+
+def fast(inputs: Inputs, effective: Tensor) -> Tensor:
+    """[chips, N, out] from the effective weight [chips, out, in]."""
+    if effective.shape[0] == 1:
+        y = torch.nn.functional.linear(inputs.values, effective[0])
+    else:
+        y = torch.bmm(inputs.values, effective.transpose(1, 2))
+    return y if inputs.scale is None else y.mul_(inputs.scale)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the digital side of a layer knows.
+
+    Attributes:
+        quantised: for its scale and shape.
+        converters, adc: how sums are digitised; ``adc`` None reads them as they are.
+        rows: word lines of a tile.
+        protection: kept rows and columns, copies, correction.
+        rates: the rates that a bias correction assumes.
+    """
+
+    quantised: Quantised
+    converters: Converters
+    rows: int
+    adc: Adc | None = None
+    protection: LayerProtection = NO_PROTECTION
+    rates: FaultRates = PERFECT
+
+
+class Sliced:
+    """The cells of a layer laid out for products: [A, S, T, chips, word lines, R], one matrix a tile and slice.
+
+    Integer levels stay bytes and are widened one matrix at a time, in the cache: a quarter of the memory to read.
+
+    Args:
+        cells: of one or more chips.
+        plan: see `Plan`.
+        dtype: of the products; chosen so that integer sums are exact where None.
+    """
+
+    def __init__(self, cells: Cells, plan: Plan, dtype: torch.dtype | None = None) -> None:
+        self.plan = plan
+        self.layout = cells.layout
+        self.dtype = dtype or _exact_dtype(cells, plan)
+        self.rows = min(plan.rows, cells.levels.shape[-1])
+        self.first = self._tiles(cells.levels[0])
+        # Copies that are voted on at the output exist for the protected slices only.
+        deepest = plan.protection.deepest
+        self.others = [self._tiles(levels[:, :, :deepest]) for levels in cells.levels[1:]]
+
+    def __call__(self, inputs: Inputs) -> Tensor:
+        """[chips, N, out] for inputs [chips, N, in], every column sum digitised."""
+        plan, layout = self.plan, self.layout
+        x = self.kept(inputs)
+        sums = self.codes(x).to(torch.float64 if self.dtype == torch.float64 else torch.float32)
+        total_input = x.sum(dim=-1, keepdim=True).to(sums.dtype)
+        corrected = None
+        if plan.protection.bias_correction:
+            corrected = correction(layout, plan.rates, plan.protection, x.device, sums.dtype)
+        value = torch.zeros_like(sums[0, 0])
+        for array in range(layout.arrays):
+            for k, significance in enumerate(layout.significance):
+                part, weight = sums[array, k], significance if array == 0 else -significance
+                step = None if plan.adc is None else plan.adc.step[array, k]
+                if step is not None and step.numel() == 1:
+                    weight *= float(step)  # one pass without a copy, where one number serves all columns
+                elif step is not None:
+                    part = part * step.to(part)
+                if corrected is not None:
+                    gain, constant = (t[k, :, 0] for t in corrected)
+                    scale = 1.0 if step is None or step.numel() > 1 else float(step)
+                    part = (part - total_input * constant / scale) * gain
+                value.add_(part, alpha=weight)
+        if layout.offset:
+            value -= layout.offset * total_input
+        scale = plan.quantised.scale.to(value)
+        rows = plan.protection.kept_rows
+        if scale.dim() == 2:
+            scale = (scale if rows is None else scale[rows.to(scale.device)])[:, 0]
+        value = value.mul_(scale)
+        if inputs.scale is not None:
+            value = value.mul_(inputs.scale)
+        if rows is None:
+            return value
+        wide = value.new_zeros(*value.shape[:-1], plan.quantised.q.shape[0])
+        return wide.index_copy_(-1, rows.to(value.device), value)
+
+    def kept(self, inputs: Inputs) -> Tensor:
+        """The inputs that drive a word line, [chips, N, C]."""
+        x, kept = inputs.values.to(self.dtype), self.plan.protection.kept_cols
+        return x if kept is None else x.index_select(-1, kept.to(x.device))
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Digitised column sums [A, S, chips, N, R], added over the tiles and, bit-serially, over the input's bits.
+
+        ``x`` is [chips, N, C], the kept inputs as the word lines see them.
+        """
+        A, S, T, chips, _, R = self.first.shape
+        N = x.shape[1]
+        total = torch.zeros(A, S, chips, N, R, dtype=self.dtype, device=x.device)
+        buffer = torch.empty(chips, N, R, dtype=self.dtype, device=x.device)
+        matrix = torch.empty(self.first.shape[3:], dtype=self.dtype, device=x.device)
+        serial = self.plan.converters.dac_serial
+        planes = bit_planes(x, self.plan.converters.dac_bits or 0) if serial else [(1, x)]
+        with _tensor_cores(self.tensor_cores):
+            for significance, plane in planes:
+                driven = self._driven(plane)
+                for t in range(T):
+                    for a in range(A):
+                        for k in range(S):
+                            weight = matrix.copy_(self.first[a, k, t])
+                            found = self._digitised(driven[t], weight, a, k, buffer)
+                            if k < self.plan.protection.deepest and self.others:
+                                found = self._voted(found, driven[t], a, k, t)
+                            total[a, k].add_(found, alpha=significance)
+        return total
+
+    @property
+    def tensor_cores(self) -> bool:
+        """Whether TF32 products are exact here: it keeps 11 bits of an operand and sums in float32."""
+        converters, device = self.plan.converters, self.first.device
+        whole = converters.dac_bits is not None and converters.largest_input < 2**11
+        return device.type == "cuda" and self.first.dtype == torch.uint8 and whole
+
+    def sums(self, x: Tensor, array: int, slice_index: int) -> Tensor:
+        """Column sums before any conversion, [planes x T, chips, N, R]: what calibration looks at."""
+        serial = self.plan.converters.dac_serial
+        planes = bit_planes(x, self.plan.converters.dac_bits or 0) if serial else [(1, x)]
+        return torch.cat(
+            [torch.matmul(self._driven(plane), self.first[array, slice_index].to(x)) for _, plane in planes]
+        )
+
+    def _digitised(self, x: Tensor, weight: Tensor, array: int, k: int, out: Tensor | None = None) -> Tensor:
+        sums = torch.bmm(x, weight, out=out)
+        return sums if self.plan.adc is None else self.plan.adc.codes_(sums, array, k)
+
+    def _voted(self, first: Tensor, x: Tensor, array: int, k: int, t: int) -> Tensor:
+        """Median or mean of the codes that the copies of a column give."""
+        found = torch.stack(
+            [first, *(self._digitised(x, w[array, k, t].to(x), array, k) for w in self.others)]
+        )
+        return found.mean(dim=0) if self.plan.protection.vote == "mean" else found.median(dim=0).values
+
+    def _driven(self, x: Tensor) -> Tensor:
+        """Inputs [chips, N, C] cut to the word lines of each tile, [T, chips, N, rows]; spare lines are not driven."""
+        T, chips, rows = self.first.shape[2], x.shape[0], self.rows
+        missing = T * rows - x.shape[-1]
+        if missing:
+            x = torch.nn.functional.pad(x, (0, missing))
+        return x.view(chips, x.shape[1], T, rows).permute(2, 0, 1, 3).contiguous()
+
+    def _tiles(self, levels: Tensor) -> Tensor:
+        """[A, S, T, chips, rows, R] from levels [chips, A, S, R, C]."""
+        missing = -levels.shape[-1] % self.rows
+        if missing:
+            levels = torch.nn.functional.pad(levels, (0, missing))
+        chips, A, S, R, C = levels.shape
+        split = levels.view(chips, A, S, R, C // self.rows, self.rows)
+        return split.permute(1, 2, 4, 0, 5, 3).contiguous()
+
+
+def _exact_dtype(cells: Cells, plan: Plan) -> torch.dtype:
+    """The smallest format in which every sum of integers is exact, in a tile and over all tiles and input bits."""
+    if plan.quantised.scale.dtype == torch.float64:
+        return torch.float64
+    converters, inputs = plan.converters, cells.levels.shape[-1]
+    if converters.dac_bits is None:
+        return torch.float32
+    in_tile = min(plan.rows, inputs) * cells.layout.top * converters.largest_input
+    if converters.adc_bits is None:
+        in_all = inputs * cells.layout.top * 2 ** (converters.dac_bits - 1)
+    else:
+        in_all = -(-inputs // plan.rows) * 2 ** (
+            converters.adc_bits + (converters.dac_bits if converters.dac_serial else 0)
+        )
+    return torch.float32 if max(in_tile, in_all) < EXACT_FLOAT32 else torch.float64
+
+
+@contextlib.contextmanager
+def _tensor_cores(use: bool) -> Iterator[None]:
+    """Let CUDA multiply in TF32 for the while, or not, whatever the user's setting."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = use
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
