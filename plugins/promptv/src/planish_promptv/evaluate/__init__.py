@@ -1,0 +1,1 @@
+"""Evaluation on benchmarks: pass@k, cost, degeneration, resumable runs, replays and reports."""

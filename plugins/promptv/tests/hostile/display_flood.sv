@@ -1,0 +1,5 @@
+// expect: guard_reject system_task
+module TopModule(input clk, input [3:0] a, output [3:0] y);
+  assign y = a;
+  always @(posedge clk) repeat (10000000) $display("flood");
+endmodule

@@ -1,0 +1,5 @@
+// expect: guard_reject directive
+`include "/etc/passwd"
+module TopModule(input clk, input [3:0] a, output [3:0] y);
+  assign y = a;
+endmodule

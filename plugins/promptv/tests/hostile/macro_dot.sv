@@ -1,0 +1,5 @@
+// expect: guard_reject hierarchical
+`define DOT .
+module TopModule(input clk, input [3:0] a, output [3:0] y);
+  assign y = good1 `DOT y;
+endmodule

@@ -1,0 +1,4 @@
+// expect: guard_reject system_task
+module TopModule(input clk, input [3:0] a, output [3:0] y);
+  assign y = $root.tb.y_ref;
+endmodule
