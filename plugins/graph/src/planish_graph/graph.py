@@ -1,0 +1,229 @@
+"""The graph: a sparse matrix in CSR, with whatever was derived from it kept until it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from planish.errors import DataError
+from planish_graph import check
+
+T = TypeVar("T")
+Stamp = tuple[tuple[int, int], ...]
+
+
+class Plan(NamedTuple):
+    """Plain tensors for the operators: A in CSR, and the structure of its transpose.
+
+    ``t_entry`` [E] says which entry of A stands where in the transpose: ``value[t_entry]`` are its values.
+    """
+
+    indptr: Tensor
+    indices: Tensor
+    value: Tensor | None
+    t_indptr: Tensor
+    t_indices: Tensor
+    t_entry: Tensor
+
+
+@dataclass(slots=True)
+class _Kept:
+    stamp: Stamp
+    made: Any
+
+
+class Graph:
+    """A sparse matrix A [num_rows, num_cols]; row i lists the sources that destination i gathers from: y = A x.
+
+    Rectangular matrices (mini-batches), empty rows, duplicate entries (they add up) and absent values (all ones) are
+    allowed. Indices may be int32 or int64 and keep their type. What is derived from a graph (transpose, partitions,
+    choices of kernels) is built on its device, kept on it, and thrown away when its tensors are written to or
+    exchanged; the structure is checked again at the same time.
+
+    Args:
+        indptr: [num_rows + 1] integers, from 0 to E, not falling.
+        indices: [E] integers in 0 .. num_cols - 1, in any order within a row.
+        value: [E] floating-point numbers, or None for ones. May require gradients.
+        num_cols: columns; by default as many as rows.
+
+    Raises:
+        DataError: naming the first thing that does not fit: type, device, shape, or an index out of range.
+    """
+
+    def __init__(
+        self, indptr: Tensor, indices: Tensor, value: Tensor | None = None, num_cols: int | None = None
+    ) -> None:
+        check.types(indptr, indices, value)
+        self.indptr = _plain(indptr)
+        self.indices = _plain(indices.to(indptr.dtype))
+        self.value = None if value is None else _plain(value)
+        self.num_rows = len(indptr) - 1
+        self.num_cols = self.num_rows if num_cols is None else num_cols
+        self._kept: dict[Hashable, _Kept] = {}
+        check.fits(self.indptr.dtype, self.num_rows, self.num_cols, self.num_edges)
+        self.checked()
+
+    def __repr__(self) -> str:
+        weights = "no weights" if self.value is None else str(self.value.dtype).removeprefix("torch.")
+        index = str(self.indptr.dtype).removeprefix("torch.")
+        return f"Graph({self.num_rows} x {self.num_cols}, {self.num_edges} entries, {index}, {weights}, {self.device})"
+
+    @property
+    def num_edges(self) -> int:
+        """Stored entries E, duplicates included."""
+        return len(self.indices)
+
+    @property
+    def device(self) -> torch.device:
+        return self.indptr.device
+
+    @property
+    def degrees(self) -> Tensor:
+        """[num_rows] int64, entries a row."""
+        return self.kept("degrees", lambda: self.indptr.diff().to(torch.int64))
+
+    @property
+    def rows(self) -> Tensor:
+        """[E], the row of every entry."""
+        return self.kept("rows", self._rows)
+
+    def _rows(self) -> Tensor:
+        numbers = torch.arange(self.num_rows, dtype=self.indptr.dtype, device=self.device)
+        return numbers.repeat_interleave(self.degrees, output_size=self.num_edges)
+
+    def row_sum(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """[num_rows] A 1, the sum of each row's values in ``dtype``; carries gradients of the values."""
+        if self.value is None:
+            return self.degrees.to(dtype)
+        return torch.zeros(self.num_rows, dtype=dtype, device=self.device).index_add(
+            0, self.rows.long(), self.value.to(dtype)
+        )
+
+    # ---- what is derived ----------------------------------------------------------------------------------------
+
+    def kept(self, key: Hashable, build: Callable[[], T], *, values: bool = False) -> T:
+        """What ``build()`` made for ``key``, built again once the structure (with ``values``: or a value) has changed.
+
+        Inside `torch.compile` nothing is compared: call `plan` (or what else is needed) once before compiling.
+        """
+        found = self._kept.get(key)
+        if torch.compiler.is_compiling() and found is not None:
+            return cast("T", found.made)
+        stamp = self._stamp(values)
+        if found is None or found.stamp != stamp:
+            with torch.inference_mode(False), torch.no_grad():
+                found = self._kept[key] = _Kept(stamp, build())
+        return cast("T", found.made)
+
+    def _stamp(self, values: bool) -> Stamp:
+        tensors = [self.indptr, self.indices]
+        if values and self.value is not None:
+            tensors.append(self.value)
+        return tuple((t.data_ptr(), -1 if t.is_inference() else t._version) for t in tensors)
+
+    def checked(self) -> Graph:
+        """This graph, after its structure was checked if it is new or was written to since.
+
+        Raises:
+            DataError: an index is out of range, or ``indptr`` is not a row pointer.
+        """
+        self.kept("checked", lambda: check.structure(self.indptr, self.indices, self.num_cols))
+        return self
+
+    def transposed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Row pointer [num_cols + 1], columns [E] and entry numbers [E] of A^T; rows ascending in each of its rows."""
+        return self.kept("transposed", self._transpose)
+
+    def _transpose(self) -> tuple[Tensor, Tensor, Tensor]:
+        entry = torch.argsort(self.indices, stable=True)
+        counts = torch.bincount(self.indices, minlength=self.num_cols)
+        return row_pointer(counts, self.indptr.dtype), self.rows[entry], entry.to(self.indptr.dtype)
+
+    def plan(self) -> Plan:
+        """The tensors that the operators take; see `Plan`."""
+        self.checked()
+        return Plan(self.indptr, self.indices, self.value, *self.transposed())
+
+    # ---- other graphs -------------------------------------------------------------------------------------------
+
+    def with_values(self, value: Tensor | None) -> Graph:
+        """The same structure, and what was derived from it, with other values [E]."""
+        check.types(self.indptr, self.indices, value)
+        other = object.__new__(Graph)
+        other.__dict__.update(self.__dict__)
+        other.value = None if value is None else _plain(value)
+        # `_kept` is shared on purpose: what depends on values carries their stamp.
+        return other
+
+    def transpose(self) -> Graph:
+        """A^T as a graph of its own."""
+        indptr, indices, entry = self.transposed()
+        value = None if self.value is None else self.value[entry.long()]
+        return Graph(indptr, indices, value, self.num_rows)
+
+    def to(
+        self,
+        device: torch.device | str | None = None,
+        index: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Graph:
+        """A copy on ``device`` with indices of type ``index`` and values of ``dtype``; None keeps what there is.
+
+        Raises:
+            DataError: int32 is asked for and the graph is beyond 2^31 - 1 rows, columns or entries.
+        """
+        index = index or self.indptr.dtype
+        check.fits(index, self.num_rows, self.num_cols, self.num_edges)
+        value = None if self.value is None else self.value.to(device, dtype)
+        return Graph(self.indptr.to(device, index), self.indices.to(device, index), value, self.num_cols)
+
+    def to_dense(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """[num_rows, num_cols]; duplicates add up. For tests and small graphs."""
+        dense = torch.zeros(self.num_rows, self.num_cols, dtype=dtype, device=self.device)
+        value = torch.ones(1, dtype=dtype, device=self.device) if self.value is None else self.value.to(dtype)
+        place = (self.rows.long(), self.indices.long())
+        return dense.index_put_(place, value.expand(self.num_edges), accumulate=True)
+
+    def coalesced(self) -> Graph:
+        """Duplicates merged (values added; a graph without values gets their number), columns sorted."""
+        key = self.rows.long() * self.num_cols + self.indices.long()
+        unique, place = torch.unique(key, return_inverse=True)
+        ones = torch.ones(1, device=self.device).expand(self.num_edges) if self.value is None else self.value
+        value = torch.zeros(len(unique), dtype=ones.dtype, device=self.device).index_add(0, place, ones)
+        counts = torch.bincount(unique // max(self.num_cols, 1), minlength=self.num_rows)
+        indices = (unique % max(self.num_cols, 1)).to(self.indptr.dtype)
+        return Graph(row_pointer(counts, self.indptr.dtype), indices, value, self.num_cols)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Contiguous, and no inference tensor: autograd could not save that for a later training step."""
+    if not tensor.is_inference():
+        return tensor.contiguous()
+    with torch.inference_mode(False):
+        return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def row_pointer(counts: Tensor, dtype: torch.dtype) -> Tensor:
+    """[R + 1] offsets of rows with ``counts`` [R] entries.
+
+    Raises:
+        DataError: they do not fit ``dtype``.
+    """
+    total = torch.zeros(len(counts) + 1, dtype=torch.int64, device=counts.device)
+    torch.cumsum(counts, 0, out=total[1:])
+    if dtype == torch.int32 and total.device.type != "meta" and int(total[-1]) > check.INT32_MAX:
+        raise DataError(f"graph: {int(total[-1])} entries do not fit int32 offsets; give int64 indices")
+    return total.to(dtype)
+
+
+def row_order(rows: Tensor, cols: Tensor) -> Tensor:
+    """[E] the permutation that sorts entries by row, then by column, duplicates in their order.
+
+    Two stable sorts need no product of row and width, which could overflow.
+    """
+    order = torch.argsort(cols, stable=True)
+    return order[torch.argsort(rows[order], stable=True)]

@@ -1,0 +1,106 @@
+"""y = A x as a torch operator: any layout of graph, forward and backward, compiled graphs and autocast included."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from planish_graph import check
+from planish_graph.graph import Graph, Plan
+from planish_graph.reference import csr_product, sampled_product
+
+INDEX_SCHEMA = (
+    "Tensor indptr, Tensor indices, Tensor? value, Tensor t_indptr, Tensor t_indices, Tensor t_entry"
+)
+
+
+def spmm(graph: Graph, x: Tensor) -> Tensor:
+    """A x, differentiable in x and in the graph's values.
+
+    Args:
+        graph: A [N, M].
+        x: [M, D] features: fp16, bf16 (accumulated in fp32), fp32 or fp64, contiguous or not. Under autocast they are
+            cast to its type, as those of a dense product are.
+
+    Returns:
+        [N, D] of x's type.
+
+    Raises:
+        DataError: x has the wrong shape or type, or is on another device than the graph.
+    """
+    check.features("features", x, graph.num_cols, graph.device)
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    out: Tensor = torch.ops.planish_graph.spmm(*graph.plan(), x)
+    return out
+
+
+@torch.library.custom_op(
+    "planish_graph::spmm", mutates_args=(), schema=f"({INDEX_SCHEMA}, Tensor x) -> Tensor"
+)
+def _spmm(
+    indptr: Tensor,
+    indices: Tensor,
+    value: Tensor | None,
+    t_indptr: Tensor,
+    t_indices: Tensor,
+    t_entry: Tensor,
+    x: Tensor,
+) -> Tensor:
+    return csr_product(indptr, indices, value, x)
+
+
+@_spmm.register_fake
+def _(
+    indptr: Tensor,
+    indices: Tensor,
+    value: Tensor | None,
+    t_indptr: Tensor,
+    t_indices: Tensor,
+    t_entry: Tensor,
+    x: Tensor,
+) -> Tensor:
+    return x.new_empty(indptr.shape[0] - 1, x.shape[1])
+
+
+@torch.library.custom_op("planish_graph::edge_gradient", mutates_args=())
+def _edge_gradient(indptr: Tensor, indices: Tensor, value: Tensor, grad: Tensor, x: Tensor) -> Tensor:
+    return sampled_product(indptr, indices, grad, x).to(value.dtype)
+
+
+@_edge_gradient.register_fake
+def _(indptr: Tensor, indices: Tensor, value: Tensor, grad: Tensor, x: Tensor) -> Tensor:
+    return torch.empty_like(value)
+
+
+def _remember(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    *plan, x = inputs
+    # x is needed for the gradient of the values alone.
+    ctx.save_for_backward(*plan, x if ctx.needs_input_grad[2] else None)  # type: ignore[attr-defined]
+
+
+def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    *tensors, x = ctx.saved_tensors  # type: ignore[attr-defined]
+    plan = Plan(*tensors)
+    grad = grad.contiguous()
+    of_x = of_value = None
+    if ctx.needs_input_grad[6]:  # type: ignore[attr-defined]
+        value = None if plan.value is None else plan.value[plan.t_entry.long()]
+        # The transpose of the transpose is A, but nothing reads it: a second backward of x's gradient is not offered.
+        of_x = torch.ops.planish_graph.spmm_backward(plan.t_indptr, plan.t_indices, value, grad)
+    if ctx.needs_input_grad[2] and plan.value is not None:  # type: ignore[attr-defined]
+        of_value = torch.ops.planish_graph.edge_gradient(plan.indptr, plan.indices, plan.value, grad, x)
+    return None, None, of_value, None, None, None, of_x
+
+
+@torch.library.custom_op("planish_graph::spmm_backward", mutates_args=())
+def _spmm_backward(t_indptr: Tensor, t_indices: Tensor, value: Tensor | None, grad: Tensor) -> Tensor:
+    return csr_product(t_indptr, t_indices, value, grad)
+
+
+@_spmm_backward.register_fake
+def _(t_indptr: Tensor, t_indices: Tensor, value: Tensor | None, grad: Tensor) -> Tensor:
+    return grad.new_empty(t_indptr.shape[0] - 1, grad.shape[1])
+
+
+_spmm.register_autograd(_backward, setup_context=_remember)

@@ -1,0 +1,165 @@
+"""Products against a float64 dense reference, gradients, compilation, and the dispatcher."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from planish.errors import DataError, PlanishError
+from planish_graph.convert import from_edges
+from planish_graph.dispatch import SPMM, Candidate, Dispatcher
+from planish_graph.generate import from_degrees
+from planish_graph.graph import Graph
+from planish_graph.reference import csr_product, gathered_product
+from planish_graph.spmm import spmm
+
+STORAGE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-4, torch.bfloat16: 4e-3}
+
+
+def awkward(kind: str, index: torch.dtype = torch.int64) -> Graph:
+    """Graphs on which kernels lose rows."""
+    g = torch.Generator().manual_seed(0)
+    if kind == "gigantic row":
+        degrees = torch.ones(50, dtype=torch.int64)
+        degrees[17], degrees[49] = 3000, 0
+        graph = from_degrees(degrees)
+        graph = graph.with_values(torch.rand(graph.num_edges, generator=g) + 0.5)
+        return graph.to(index=index)
+    sizes = {
+        "rectangular": ((7, 30), 60),
+        "one node": ((1, 1), 3),
+        "no entries": ((5, 4), 0),
+        "nothing": ((0, 3), 0),
+    }
+    size, edges = sizes[kind]
+    pair = torch.stack([torch.randint(0, max(n, 1), (edges,), generator=g) for n in (size[1], size[0])])
+    return from_edges(pair.to(index), size, torch.randn(edges, generator=g))
+
+
+KINDS = ["gigantic row", "rectangular", "one node", "no entries", "nothing"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+@pytest.mark.parametrize("dtype", STORAGE)
+def test_equals_the_dense_product(kind: str, index: torch.dtype, dtype: torch.dtype) -> None:
+    graph = awkward(kind, index)
+    for width in (1, 7, 33):
+        x = torch.randn(graph.num_cols, width, generator=torch.Generator().manual_seed(1)).to(dtype)
+        expected = graph.to_dense() @ x.double()
+        for result in (spmm(graph, x), gathered_product(graph.indptr, graph.indices, graph.value, x)):
+            assert result.dtype == dtype
+            error = (result.double() - expected).norm() / expected.norm().clamp_min(1e-30)
+            assert error <= STORAGE[dtype]
+        empty = graph.degrees == 0
+        assert (spmm(graph, x)[empty] == 0).all()
+
+
+def test_gradients_of_features_and_values() -> None:
+    graph = awkward("rectangular")
+    assert graph.value is not None
+    value = graph.value.double().requires_grad_()
+    x = torch.randn(30, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v, x: spmm(graph.with_values(v), x), (value, x))
+    plain = graph.with_values(None)
+    assert torch.autograd.gradcheck(lambda x: spmm(plain, x), (x,))
+
+
+def test_second_backward_is_refused() -> None:
+    graph = awkward("one node")
+    x = torch.randn(1, 2, requires_grad=True)
+    (first,) = torch.autograd.grad(spmm(graph, x).pow(2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        first.sum().backward()
+
+
+def test_operator_is_registered_as_torch_expects() -> None:
+    graph = awkward("rectangular")
+    x = torch.randn(30, 4, requires_grad=True)
+    torch.library.opcheck(torch.ops.planish_graph.spmm.default, (*graph.plan(), x))
+
+
+def test_compiled_whole_and_under_autocast() -> None:
+    graph = awkward("rectangular")
+    graph.plan()
+    x = torch.randn(30, 4, requires_grad=True)
+    compiled = torch.compile(lambda x: spmm(graph, x).relu(), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), spmm(graph, x).relu())
+    compiled(x).sum().backward()
+    assert x.grad is not None
+    with torch.autocast("cpu", torch.bfloat16):
+        half = spmm(graph, x)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), spmm(graph, x), rtol=2e-2, atol=5e-2)
+    half.float().sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("x", "text"),
+    [
+        (torch.ones(29, 3), "29 rows; valid: 30"),
+        (torch.ones(30), r"shape \[30\]; valid: two dimensions"),
+        (torch.ones(30, 3, dtype=torch.int64), "int64; valid: float16"),
+        (torch.ones(30, 3, device="meta"), "on meta, the graph is on cpu"),
+    ],
+)
+def test_bad_features_are_one_line(x: Tensor, text: str) -> None:
+    with pytest.raises(DataError, match=text):
+        spmm(awkward("rectangular"), x)
+
+
+def test_dispatcher_keeps_the_fastest_correct_candidate_until_the_graph_changes() -> None:
+    graph = awkward("gigantic row")
+    x = torch.randn(50, 8)
+    ran: list[str] = []
+
+    def slow(graph: Graph, x: Tensor) -> Tensor:
+        ran.append("slow")
+        for _ in range(20):
+            result = gathered_product(graph.indptr, graph.indices, graph.value, x)
+        return result
+
+    def wrong(graph: Graph, x: Tensor) -> Tensor:
+        return torch.zeros(50, 8)
+
+    def missing(graph: Graph, x: Tensor) -> Tensor:
+        raise NotImplementedError("no such type")
+
+    quick = Candidate(
+        "quick", lambda graph, x: lambda: csr_product(graph.indptr, graph.indices, graph.value, x)
+    )
+    dispatcher = Dispatcher("test", [Candidate("slow", lambda graph, x: lambda: slow(graph, x)), quick])
+    dispatcher.register(Candidate("wrong", lambda graph, x: lambda: wrong(graph, x)))
+    dispatcher.register(Candidate("missing", lambda graph, x: lambda: missing(graph, x)))
+    dispatcher.register(Candidate("elsewhere", lambda graph, x: None))
+    choice = dispatcher.choose(graph, x)
+    assert choice.name == "quick"
+    assert choice.seconds["quick"] == min(choice.seconds.values())
+    assert set(choice.rejected) == {"wrong", "missing", "elsewhere"}
+    assert "of the largest number" in choice.rejected["wrong"]
+    torch.testing.assert_close(dispatcher(graph, x), spmm(graph, x))
+
+    times = len(ran)
+    assert dispatcher.choose(graph, torch.randn(50, 8)) is choice
+    assert len(ran) == times, "nothing is measured twice"
+    assert dispatcher.choose(graph, x.double()) is not choice
+    graph.indices[0] = 3
+    assert dispatcher.choose(graph, x) is not choice
+    with pytest.raises(PlanishError, match="registered already"):
+        dispatcher.register(quick)
+
+
+def test_dispatcher_measures_nothing_where_results_must_repeat() -> None:
+    graph = awkward("rectangular")
+    torch.use_deterministic_algorithms(True)
+    try:
+        choice = SPMM.choose(graph, torch.randn(30, 4))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert choice.name == "torch CSR"
+    assert not choice.seconds
+    for kind in KINDS:
+        other = awkward(kind)
+        x = torch.randn(other.num_cols, 5)
+        torch.testing.assert_close(SPMM(other, x), spmm(other, x))
