@@ -1,0 +1,269 @@
+"""The crossbar simulator on a GPU: equal to the CPU, and how much faster with chips in batches.
+
+PYTHONPATH=core/src:sdk/src:plugins/reram/src python benchmarks/gpu/reram.py --out reram.json [--quick] [--device cpu]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from planish_reram.chip import Physics, compose, program
+from planish_reram.converters import convert_inputs
+from planish_reram.faults import draw
+from planish_reram.layers import Crossbar, CrossbarLinear, Setup
+from planish_reram.mvm import fast
+from planish_reram.network import calibrate, crossbars, on_chips, program_chips, to_crossbars
+from planish_reram.protection import LayerProtection
+from planish_reram.quantise import quantise
+from planish_reram.slicing import Layout
+from planish_reram.specs import Converters, FaultRates
+
+RATES = FaultRates(p_hrs=0.0175, p_lrs=0.0904, p_row=0.002, p_col=0.002)
+
+
+def seconds(work: Callable[[], Any], device: str, rounds: int = 11, warmup: int = 3) -> float:
+    """Median over ``rounds``: between events on a GPU, wall time on a CPU."""
+    for _ in range(warmup):
+        work()
+    taken = []
+    for _ in range(rounds):
+        if device == "cuda":
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            torch.cuda.synchronize()
+            start.record()
+            work()
+            end.record()
+            end.synchronize()
+            taken.append(start.elapsed_time(end) / 1000)
+        else:
+            begin = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - begin)
+    return statistics.median(taken)
+
+
+def one_layer(
+    out: int, inputs: int, device: str, setup: Setup, seeds: list[int], protection: Any = None
+) -> CrossbarLinear:
+    torch.manual_seed(0)
+    layer = nn.Linear(inputs, out, bias=False)
+    made = CrossbarLinear(layer, setup, "layer", protection or LayerProtection())
+    made.requires_grad_(False)
+    x = torch.randn(64, inputs)
+    calibrate(made, [{"x": x}], lambda batch: made(batch["x"]))
+    made.to(device)
+    made.program(seeds)
+    return made
+
+
+def equality(device: str, quick: bool) -> dict[str, Any]:
+    """The same maps, levels, weights and codes on both devices, bit for bit; slow path equal to fast path."""
+    size = (96, 200) if quick else (768, 768)
+    found: dict[str, Any] = {}
+    maps = [draw((4, *size), RATES, [3, 4], "a", 0, 1, device=where).cpu() for where in ("cpu", device)]
+    found["fault maps equal"] = bool(torch.equal(*maps))
+    found["p_lrs measured"] = float((maps[1] == 2).float().mean())
+    torch.manual_seed(1)
+    weight = torch.randn(size)
+    for mapping in ("offset", "differential"):
+        physics = Physics(Layout(8, 2, mapping), RATES)
+        parts = []
+        for where in ("cpu", device):
+            quantised = quantise(weight.to(where))
+            cells = program(quantised, physics, [0, 1], "a")
+            parts.append((cells.levels.cpu(), compose(cells, quantised, physics).cpu()))
+        found[f"levels equal, {mapping}"] = bool(torch.equal(parts[0][0], parts[1][0]))
+        found[f"weights equal, {mapping}"] = bool(torch.equal(parts[0][1], parts[1][1]))
+    votes = LayerProtection(slices=torch.ones(size[0], dtype=torch.uint8), copies=3, vote="output")
+    for name, converters, protection, cell_bits in (
+        ("8-bit ADC", Converters(adc_bits=8), None, 2),
+        ("8-bit ADC, bit-serial", Converters(adc_bits=8, dac_serial=True), None, 2),
+        ("8-bit ADC, output vote", Converters(adc_bits=8), votes, 2),
+        ("16-bit ADC, 8-bit cells", Converters(adc_bits=16), None, 8),
+        ("no ADC, 8-bit cells", Converters(), None, 8),
+    ):
+        setup = Setup(Physics(Layout(8, cell_bits), RATES), converters)
+        layer = one_layer(*size, "cpu", setup, [0, 1], protection)
+        x = torch.randn(2, 32, size[1])
+        codes = []
+        for where in ("cpu", device):
+            layer.to(where)
+            layer.program([0, 1])
+            sliced = layer.sliced()
+            codes.append(sliced.codes(sliced.kept(layer.inputs(x.to(where)))).cpu())
+        found[f"codes equal, {name}"] = bool(torch.equal(*codes))
+    setup = Setup(Physics(Layout(), RATES), Converters(dac_bits=None), dtype=torch.float64)
+    layer = one_layer(*size, device, setup, [0, 1])
+    inputs = convert_inputs(torch.randn(2, 32, size[1], dtype=torch.float64, device=device), setup.converters)
+    difference = layer.sliced()(inputs) - fast(inputs, layer.effective_weight())
+    found["slow minus fast, float64"] = float(difference.abs().max())
+    failed = [name for name, value in found.items() if value is False]
+    if failed or found["slow minus fast, float64"] > 1e-9:
+        raise AssertionError(f"not equal: {failed}, {found}")
+    return found
+
+
+def layers(device: str, quick: bool) -> dict[str, Any]:
+    """Milliseconds a product, 768 x 768 and 128 vectors a chip, by path and number of chips."""
+    size, batch = (64, 16) if quick else (768, 128)
+    many = 4 if quick else 100
+    found: dict[str, Any] = {}
+    torch.manual_seed(0)
+    dense = torch.randn(size, size)
+    votes = LayerProtection(slices=torch.ones(size, dtype=torch.uint8), copies=3, vote="output")
+    variants: dict[str, tuple[Setup, Any]] = {
+        "composed, ideal DAC": (Setup(converters=Converters(dac_bits=None)), None),
+        "composed, 8-bit DAC": (Setup(), None),
+        "sliced, 8-bit ADC": (Setup(converters=Converters(adc_bits=8)), None),
+        "sliced, 8-bit ADC, differential": (
+            Setup(Physics(Layout(8, 2, "differential")), Converters(adc_bits=8)), None,
+        ),
+        "sliced, 8-bit ADC, bit-serial": (Setup(converters=Converters(adc_bits=8, dac_serial=True)), None),
+        "sliced, 8-bit ADC, output vote of 3": (Setup(converters=Converters(adc_bits=8)), votes),
+    }  # fmt: skip
+    places = [("cpu", 1), (device, 1), (device, many)] if device != "cpu" else [("cpu", 1), ("cpu", many)]
+    with torch.inference_mode():
+        for where, chips in places:
+            x = torch.randn(chips, batch, size, device=where)
+            weight = dense.to(where)
+            rounds = 11
+            found[f"torch linear, {where}, {chips} chips"] = 1e3 * seconds(
+                lambda x=x, weight=weight: nn.functional.linear(x, weight), where, rounds
+            )
+            for name, (setup, protection) in variants.items():
+                layer = one_layer(size, size, where, setup, list(range(chips)), protection)
+                found[f"{name}, {where}, {chips} chips"] = 1e3 * seconds(
+                    lambda layer=layer, x=x: layer(x), where, rounds
+                )
+                if name in ("composed, 8-bit DAC",):
+                    faulty = Physics(Layout(), RATES)
+                    quantised = layer.quantised
+                    found[f"programming and composing, {where}, {chips} chips"] = 1e3 * seconds(
+                        lambda q=quantised, f=faulty, n=chips: compose(program(q, f, range(n), "a"), q, f),
+                        where,
+                        rounds,
+                    )
+    return found
+
+
+def network(device: str, quick: bool) -> dict[str, Any]:
+    """A model of BERT-base's size on 100 chips, tile by tile with 8-bit ADCs, beside one chip on one CPU thread."""
+    from transformers import BertConfig, BertModel
+
+    small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    config = BertConfig(**small) if quick else BertConfig()
+    chips, at_once, length = (4, 2, 16) if quick else (100, 20, 128)
+    setup = Setup(Physics(Layout(), RATES), Converters(adc_bits=8))
+    ids = torch.randint(0, config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
+    found: dict[str, Any] = {"chips": chips, "chips at once": at_once, "tokens": length}
+
+    def build(where: str) -> nn.Module:
+        torch.manual_seed(0)
+        module = BertModel(config, add_pooling_layer=False).eval().requires_grad_(False).to(where)
+        to_crossbars(module, setup)
+        with torch.inference_mode():
+            calibrate(module, [{"input_ids": ids.to(where)}], lambda batch: module(**batch))
+        return module
+
+    host = build("cpu")
+    found["weights on crossbars"] = sum(layer.weight.numel() for layer in crossbars(host).values())
+    with torch.inference_mode():
+        begin = time.perf_counter()
+        program_chips(host, [0])
+        for layer in crossbars(host).values():
+            layer.sliced()
+        found["cpu, one thread: programming a chip (s)"] = time.perf_counter() - begin
+        taken = []
+        for _ in range(3):
+            begin = time.perf_counter()
+            host(input_ids=ids)
+            taken.append(time.perf_counter() - begin)
+        found["cpu, one thread: a forward (s)"] = statistics.median(taken)
+    del host
+    module = build(device)
+    batch = on_chips({"input_ids": ids.to(device)}, at_once)
+    sync = torch.cuda.synchronize if device == "cuda" else (lambda: None)
+
+    def rounds(prepare: Callable[[Crossbar], Any], repeats: int) -> tuple[float, float, int]:
+        """Median seconds of programming and of a forward, all chips, and the number of batches of chips behind them."""
+        writing, running = [], []
+        with torch.inference_mode():
+            for number in range(repeats * chips // at_once + 1):
+                first = number * at_once % chips
+                sync()
+                begin = time.perf_counter()
+                program_chips(module, range(first, first + at_once))
+                for layer in crossbars(module).values():
+                    prepare(layer)
+                sync()
+                middle = time.perf_counter()
+                module(**batch)
+                sync()
+                if number:  # the first one warms up
+                    writing.append(middle - begin)
+                    running.append(time.perf_counter() - middle)
+        share = chips / at_once
+        return statistics.median(writing) * share, statistics.median(running) * share, len(running)
+
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    written, run, count = rounds(lambda layer: layer.sliced(), 2)
+    found["device: programming, all chips (s)"] = written
+    found["device: a forward, all chips (s)"] = run
+    found["samples behind the medians"] = count
+    if device == "cuda":
+        found["peak memory (GB)"] = torch.cuda.max_memory_allocated() / 1e9
+    cpu = found["cpu, one thread: a forward (s)"]
+    both = cpu + found["cpu, one thread: programming a chip (s)"]
+    found["speed-up of the forward"] = cpu * chips / found["device: a forward, all chips (s)"]
+    total = found["device: programming, all chips (s)"] + found["device: a forward, all chips (s)"]
+    found["speed-up with programming"] = both * chips / total
+    for layer in crossbars(module).values():
+        layer.setup = Setup(setup.physics, Converters())
+    written, run, _ = rounds(lambda layer: layer.effective_weight(), 1)
+    found["device, composed path: programming, all chips (s)"] = written
+    found["device, composed path: a forward, all chips (s)"] = run
+    found["bar: at least 20"] = found["speed-up of the forward"] >= 20
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.processor(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "quick": options.quick,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    for part in (equality, layers, network):
+        begin = time.perf_counter()
+        try:
+            result[part.__name__] = part(options.device, options.quick)
+            print(f"{part.__name__}: OK, {time.perf_counter() - begin:.1f} s", flush=True)
+        except Exception:
+            result[part.__name__] = {"error": traceback.format_exc()}
+            print(f"{part.__name__}: {traceback.format_exc()}", flush=True)
+        result[part.__name__]["seconds"] = time.perf_counter() - begin
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
