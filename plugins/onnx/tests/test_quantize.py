@@ -14,6 +14,7 @@ from planish.errors import PlanishError
 from planish_onnx import files
 from planish_onnx.export import export
 from planish_onnx.quantize import quantize, quantize_rows
+from planish_onnx.saturation import saturates
 from planish_onnx.session import OnnxModel
 from planish_onnx.verify import verify
 
@@ -23,7 +24,7 @@ PRODUCTS = {"llama": 15, "llama23": 15, "shrunk": 15, "gpt2": 9, "bert": 14, "di
 @pytest.mark.parametrize("name", ["llama", "llama23", "shrunk", "gpt2", "bert", "digits"])
 def test_every_product_is_quantised_smaller_on_disk_and_close(exported, quantized, name):
     case = exported(name)
-    folder, result = quantized(name)
+    folder, result = quantized(name, reduce_range=saturates())
     assert result.matmuls == result.eligible == PRODUCTS[name]
     assert result.bytes_before == sum(path.stat().st_size for path in case.folder.iterdir())
     assert result.bytes_after == sum(path.stat().st_size for path in folder.iterdir()) < result.bytes_before
@@ -51,6 +52,7 @@ def test_a_tied_table_is_stored_once_in_int8(exported, quantized):
 @pytest.mark.parametrize("options", [{"per_channel": False}, {"reduce_range": True}])
 def test_options_keep_the_graph_right(exported, quantized, options):
     case = exported("llama")
+    options = {"reduce_range": saturates(), **options}
     folder, result = quantized("llama", **options)
     assert result.matmuls == result.eligible
     assert verify(case.model, folder, case.inputs, int8=True).rms_error < 0.1
@@ -59,15 +61,33 @@ def test_options_keep_the_graph_right(exported, quantized, options):
         for name, value in ir.load(folder / files.GRAPH).graph.initializers.items()
         if name.endswith("_quantized")
     )
-    assert largest <= (64 if options.get("reduce_range") else 127)
-    assert largest > (60 if options.get("reduce_range") else 120)
+    assert largest <= (64 if options["reduce_range"] else 127)
+    assert largest > (60 if options["reduce_range"] else 120)
+
+
+def test_eight_bit_weights_use_all_their_bits(quantized):
+    graph = ir.load(quantized("llama")[0] / files.GRAPH).graph
+    weights = [v.const_value.numpy() for n, v in graph.initializers.items() if n.endswith("_quantized")]
+    assert max(np.abs(values.astype(int)).max() for values in weights) == 127
+
+
+def test_the_saturation_probe_agrees_with_a_model(exported, quantized):
+    """Where products saturate, 8-bit weights lose more than 7-bit ones; elsewhere they lose less."""
+    case = exported("llama")
+    error = {
+        reduced: verify(
+            case.model, quantized("llama", reduce_range=reduced)[0], case.inputs, int8=True
+        ).rms_error
+        for reduced in (False, True)
+    }
+    assert (error[False] > error[True]) == saturates()
 
 
 def test_without_embeddings_the_tied_table_stays_float(exported, quantized):
     case = exported("llama")
-    folder, result = quantized("llama", embeddings=False)
+    folder, result = quantized("llama", embeddings=False, reduce_range=saturates())
     assert (result.matmuls, result.eligible, result.embeddings) == (14, 15, 0)
-    assert result.bytes_after > quantized("llama")[1].bytes_after
+    assert result.bytes_after > quantized("llama", reduce_range=saturates())[1].bytes_after
     assert verify(case.model, folder, case.inputs, int8=True).rms_error < 0.1
 
 

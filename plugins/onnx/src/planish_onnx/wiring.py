@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -21,11 +22,15 @@ from planish_onnx.cached import export_cached, verify_cached
 from planish_onnx.config import OnnxConfig
 from planish_onnx.export import export
 from planish_onnx.quantize import quantize
+from planish_onnx.saturation import saturates
 from planish_onnx.session import OnnxModel
 from planish_onnx.verify import verify
 
 OPSET = 23
 """Attention is one operator from here on, which ONNX Runtime runs faster than its parts."""
+SATURATES = (
+    "int8 products of this processor saturate at 16 bits, which can cost quality; reduce_range=True avoids it"
+)
 
 
 class OnnxProgram:
@@ -101,6 +106,9 @@ def apply(model: TorchModel, config: OnnxConfig, ctx: Context) -> OnnxProgram:
     ctx.facts["float32 against torch"] = asdict(checked)
     if config.quantize == "int8":
         ctx.progress(2, steps, "int8")
+        if not config.reduce_range and saturates():
+            ctx.facts["int8 on this processor"] = SATURATES
+            warnings.warn(f"onnx: {SATURATES}", stacklevel=2)
         ctx.facts["int8"] = asdict(
             quantize(
                 exact,
