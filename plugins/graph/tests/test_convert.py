@@ -70,7 +70,8 @@ def test_pyg() -> None:
     wide = EdgeIndex(EDGES, sparse_size=(7, 5))
     assert as_graph(wide).to_dense().shape == (5, 7), "sparse_size of PyG is (sources, destinations)"
     adjacency = data.Data(
-        adj_t=torch.sparse_coo_tensor(EDGES.flip(0), WEIGHT, (4, 4)).to_sparse_csr(), num_nodes=4
+        adj_t=torch.sparse_coo_tensor(EDGES.flip(0), WEIGHT, (4, 4), check_invariants=True).to_sparse_csr(),
+        num_nodes=4,
     )
     torch.testing.assert_close(as_graph(adjacency).to_dense(), DENSE)
     with pytest.raises(DataError, match="HeteroData"):

@@ -152,6 +152,8 @@ def test_beyond_32_bits_is_an_error_or_64_bits() -> None:
     with pytest.raises(DataError, match="2147483648 columns are beyond int32"):
         Graph(SOUND[0].int(), SOUND[1].int(), num_cols=2**31)
     wide = Graph(*SOUND, num_cols=2**31)
+    mixed = Graph(SOUND[0].int(), torch.tensor([2**31 + 1, 0]), num_cols=2**31 + 2)
+    assert mixed.indices[0] == 2**31 + 1, "a wide index is never cut to the type of the row pointer"
     with pytest.raises(DataError, match="beyond int32"):
         wide.to(index=torch.int32)
     huge = Graph(

@@ -85,7 +85,7 @@ def test_operator_is_registered_as_torch_expects() -> None:
     graph = awkward("rectangular")
     rows = maxk(torch.randn(30, 6), 2)
     values = rows.values.detach().requires_grad_()
-    arguments = (*graph.plan(), None, None, None, values, rows.index, 6, "dense")
+    arguments = (*graph.plan(), None, None, None, values, rows.positions, 6, "dense")
     torch.library.opcheck(torch.ops.planish_maxk.aggregate.default, arguments)
 
 
@@ -153,7 +153,7 @@ ROWS = maxk(torch.ones(30, 4), 2)
     [
         (maxk(torch.ones(29, 4), 2), "auto", "29 rows; valid: 30"),
         (ROWS._replace(values=ROWS.values.to("meta")), "auto", "values on meta, the graph is on cpu"),
-        (ROWS._replace(index=ROWS.index[:, :1]), "auto", "valid: equal shapes"),
+        (ROWS._replace(positions=ROWS.positions[:, :1]), "auto", "valid: equal shapes"),
         (ROWS, "fastest", "how = 'fastest' is not one of auto, dense, triton, entries"),
     ],
 )

@@ -28,5 +28,4 @@ def test_memory_rows_hold_their_bar() -> None:
     alone = [row for row in rows if row.bar]
     assert len(alone) == 2
     assert all(row.holds for row in alone)
-    # 500 rows of k values, kept twice (before and after dropout's mask is applied), of 5 bytes in CBSR.
     assert all(row.value < row.peer_value for row in rows)

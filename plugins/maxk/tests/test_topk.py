@@ -46,8 +46,10 @@ NUMBERS = st.one_of(
 def test_any_row_agrees_with_comparing_numbers(drawn: tuple[list[list[float]], int]) -> None:
     rows, k = drawn
     kept = maxk(torch.tensor(rows), k)
-    assert kept.index.tolist() == [plain(row, k) for row in rows]
-    torch.testing.assert_close(kept.values, torch.tensor(rows).gather(1, kept.index.long()), equal_nan=True)
+    assert kept.positions.tolist() == [plain(row, k) for row in rows]
+    torch.testing.assert_close(
+        kept.values, torch.tensor(rows).gather(1, kept.positions.long()), equal_nan=True
+    )
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -59,8 +61,8 @@ def test_agrees_with_the_dense_mask_in_value_and_gradient(width: int, dtype: tor
         x = torch.randint(-3, 4, (7, width), generator=generator).to(dtype)
         x = (x + (torch.randn(7, width, generator=generator) * (k % 2)).to(dtype)).requires_grad_()
         kept = maxk(x, k)
-        assert kept.index.dtype == (torch.uint8 if width <= 256 else torch.uint16)
-        assert (kept.index.long().diff(dim=1) > 0).all(), "positions rise, so they are distinct"
+        assert kept.positions.dtype == (torch.uint8 if width <= 256 else torch.uint16)
+        assert (kept.positions.long().diff(dim=1) > 0).all(), "positions rise, so they are distinct"
         order = torch.sort(x, dim=1, descending=True, stable=True).indices[:, :k]
         mask = torch.zeros_like(x).scatter(1, order, 1)
         assert torch.equal(kept.to_dense(), x * mask)
@@ -75,13 +77,13 @@ def test_agrees_with_the_dense_mask_in_value_and_gradient(width: int, dtype: tor
 def test_width_of_two_bytes() -> None:
     x = torch.randn(2, 65_536, generator=torch.Generator().manual_seed(0))
     kept = maxk(x, 5)
-    assert torch.equal(kept.index.long().sort(1).values, x.topk(5).indices.sort(1).values)
+    assert torch.equal(kept.positions.long().sort(1).values, x.topk(5).indices.sort(1).values)
 
 
 def test_kept_values_keep_their_sign_and_rows_may_be_strided() -> None:
     x = -torch.arange(1.0, 13).view(3, 4)
     assert maxk(x, 2).values.tolist() == [[-1, -2], [-5, -6], [-9, -10]]
-    assert maxk(x.T, 2).index.tolist() == [[0, 1]] * 4
+    assert maxk(x.T, 2).positions.tolist() == [[0, 1]] * 4
     assert maxk(torch.empty(0, 4), 2).values.shape == (0, 2)
 
 
@@ -89,7 +91,7 @@ def test_dropout_thins_what_is_kept_and_nothing_in_evaluation() -> None:
     kept = maxk(torch.rand(200, 64) + 1, 16)
     torch.manual_seed(0)
     thinned = drop(kept, 0.25)
-    assert thinned.index is kept.index
+    assert thinned.positions is kept.positions
     alive = thinned.values != 0
     torch.testing.assert_close(thinned.values[alive], kept.values[alive] / 0.75)
     assert abs(alive.float().mean() - 0.75) < 0.03

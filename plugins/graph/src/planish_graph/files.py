@@ -42,25 +42,25 @@ def read_labelled(path: Path, *, dense: bool = True) -> Labelled:
     )
 
 
-def _features(data: dict[str, np.ndarray], nodes: int, dense: bool) -> Tensor:  # type: ignore[type-arg]
+def _features(data: dict[str, np.ndarray], nodes: int, dense: bool) -> Tensor:
     if "x_indptr" not in data:
         return torch.zeros(nodes, 0)
     indices = data["x_indices"].astype(np.int64)
-    values = data.get("x_values", np.ones(len(indices))).astype(np.float32)
+    values = torch.from_numpy(data.get("x_values", np.ones(len(indices))).astype(np.float32))
     matrix = Graph(
         torch.from_numpy(data["x_indptr"].astype(np.int64)),
         torch.from_numpy(indices),
-        torch.from_numpy(values),
+        values,
         int(data["x_dim"]),
     )
     if dense:
         return matrix.to_dense(torch.float32)
     return torch.sparse_csr_tensor(
-        matrix.indptr, matrix.indices, matrix.value, (nodes, matrix.num_cols), check_invariants=True
+        matrix.indptr, matrix.indices, values, (nodes, matrix.num_cols), check_invariants=True
     )
 
 
-def _mask(members: np.ndarray, nodes: int, what: str) -> Tensor:  # type: ignore[type-arg]
+def _mask(members: np.ndarray, nodes: int, what: str) -> Tensor:
     if len(members) and not (members.min() >= 0 and members.max() < nodes):
         raise DataError(f"{what}: node {int(members.max())}; valid: 0 to {nodes - 1}")
     mask = torch.zeros(nodes, dtype=torch.bool)

@@ -40,7 +40,7 @@ class Graph:
     """A sparse matrix A [num_rows, num_cols]; row i lists the sources that destination i gathers from: y = A x.
 
     Rectangular matrices (mini-batches), empty rows, duplicate entries (they add up) and absent values (all ones) are
-    allowed. Indices may be int32 or int64 and keep their type. What is derived from a graph (transpose, partitions,
+    allowed. Indices may be int32 or int64 and keep their type (mixed, they become int64). What is derived from a graph (transpose, partitions,
     choices of kernels) is built on its device, kept on it, and thrown away when its tensors are written to or
     exchanged; the structure is checked again at the same time.
 
@@ -58,8 +58,11 @@ class Graph:
         self, indptr: Tensor, indices: Tensor, value: Tensor | None = None, num_cols: int | None = None
     ) -> None:
         check.types(indptr, indices, value)
-        self.indptr = _plain(indptr)
-        self.indices = _plain(indices.to(indptr.dtype))
+        index = torch.promote_types(
+            indptr.dtype, indices.dtype
+        )  # never the narrower one, which could overflow
+        self.indptr = _plain(indptr.to(index))
+        self.indices = _plain(indices.to(index))
         self.value = None if value is None else _plain(value)
         self.num_rows = len(indptr) - 1
         self.num_cols = self.num_rows if num_cols is None else num_cols

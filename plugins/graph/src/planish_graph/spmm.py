@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -73,22 +75,22 @@ def _(indptr: Tensor, indices: Tensor, value: Tensor, grad: Tensor, x: Tensor) -
     return torch.empty_like(value)
 
 
-def _remember(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+def _remember(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     *plan, x = inputs
     # x is needed for the gradient of the values alone.
-    ctx.save_for_backward(*plan, x if ctx.needs_input_grad[2] else None)  # type: ignore[attr-defined]
+    ctx.save_for_backward(*plan, x if ctx.needs_input_grad[2] else None)
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, x = ctx.saved_tensors  # type: ignore[attr-defined]
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    *tensors, x = ctx.saved_tensors
     plan = Plan(*tensors)
     grad = grad.contiguous()
     of_x = of_value = None
-    if ctx.needs_input_grad[6]:  # type: ignore[attr-defined]
+    if ctx.needs_input_grad[6]:
         value = None if plan.value is None else plan.value[plan.t_entry.long()]
         # The transpose of the transpose is A, but nothing reads it: a second backward of x's gradient is not offered.
         of_x = torch.ops.planish_graph.spmm_backward(plan.t_indptr, plan.t_indices, value, grad)
-    if ctx.needs_input_grad[2] and plan.value is not None:  # type: ignore[attr-defined]
+    if ctx.needs_input_grad[2] and plan.value is not None:
         of_value = torch.ops.planish_graph.edge_gradient(plan.indptr, plan.indices, plan.value, grad, x)
     return None, None, of_value, None, None, None, of_x
 

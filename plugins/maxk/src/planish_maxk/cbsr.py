@@ -18,19 +18,19 @@ from planish_maxk.ways import WAYS, find
 
 
 class CBSR(NamedTuple):
-    """Rows with exactly k entries: ``values`` [N, k], ``index`` [N, k] uint8 or uint16 in rising order, ``width`` D."""
+    """Rows with exactly k entries: ``values`` [N, k], ``positions`` [N, k] uint8 or uint16 in rising order, ``width`` D."""
 
     values: Tensor
-    index: Tensor
+    positions: Tensor
     width: int
 
     @property
     def nbytes(self) -> int:
-        return self.values.nbytes + self.index.nbytes
+        return self.values.nbytes + self.positions.nbytes
 
     def to_dense(self) -> Tensor:
         """[N, D] with zeros where nothing was kept; differentiable."""
-        return topk.expand(self.values, self.index, self.width)
+        return topk.expand(self.values, self.positions, self.width)
 
 
 def maxk(x: Tensor, k: int) -> CBSR:
@@ -89,7 +89,7 @@ def choose(graph: Graph, rows: CBSR) -> str:
         return kernel[0]  # the interpreter is for checking kernels, not for timing them
     candidates = [_candidate(name) for name in ("dense", *kernel)]
     dispatcher = Dispatcher("maxk forward", candidates)
-    return dispatcher.choose(graph, rows.values.detach(), rows.index, rows.width).name
+    return dispatcher.choose(graph, rows.values.detach(), rows.positions, rows.width).name
 
 
 def _fits(graph: Graph, rows: CBSR) -> None:
@@ -97,11 +97,11 @@ def _fits(graph: Graph, rows: CBSR) -> None:
         raise DataError(
             f"aggregate: {rows.values.shape[0]} rows; valid: {graph.num_cols}, the graph's number of source nodes"
         )
-    if rows.values.shape != rows.index.shape:
+    if rows.values.shape != rows.positions.shape:
         raise DataError(
-            f"aggregate: values {list(rows.values.shape)} and positions {list(rows.index.shape)}; valid: equal shapes"
+            f"aggregate: values {list(rows.values.shape)} and positions {list(rows.positions.shape)}; valid: equal shapes"
         )
-    for name, tensor in (("values", rows.values), ("positions", rows.index)):
+    for name, tensor in (("values", rows.values), ("positions", rows.positions)):
         if tensor.device != graph.device:
             raise DataError(
                 f"aggregate: {name} on {tensor.device}, the graph is on {graph.device}; valid: one device"
@@ -130,6 +130,6 @@ def _cast(x: Tensor) -> Tensor:
 def _candidate(how: str) -> Candidate:
     def prepare(graph: Graph, values: Tensor, index: Tensor, width: int) -> Program:
         plan = _plan(graph, how)
-        return lambda: torch.ops.planish_maxk.aggregate(*plan, values, index, width, how)  # type: ignore[no-any-return]
+        return lambda: torch.ops.planish_maxk.aggregate(*plan, values, index, width, how)
 
     return Candidate(how, prepare, WAYS[how].deterministic)

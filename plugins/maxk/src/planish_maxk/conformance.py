@@ -36,7 +36,8 @@ class TestMaxK(MethodSuite):
         made = planted_communities(300, 5, features=32)
         masks = {"train_mask": made.train, "val_mask": made.validation, "test_mask": made.test}
         edges = numpy.stack([made.graph.indices.numpy(), made.graph.rows.numpy()])
-        numpy.savez(folder / "graph.npz", x=made.x, edge_index=edges, y=made.y, **masks)
+        arrays = {"x": made.x, "edge_index": edges, "y": made.y, **masks}
+        numpy.savez(folder / "graph.npz", **arrays)  # type: ignore[arg-type]
         return NodeClassification.model_validate({"data": {"path": folder / "graph.npz"}})
 
     def change(self, before: Artifact, after: Artifact) -> float:

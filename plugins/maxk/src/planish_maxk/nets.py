@@ -23,7 +23,7 @@ AGGREGATION: dict[Kind, Aggregation] = {"sage": "mean", "gcn": "gcn", "gin": "su
 class Projection(nn.Linear):
     """A linear layer that also takes sparse features, as a rectangular `Graph` [N, F]."""
 
-    def forward(self, x: Tensor | Graph) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor | Graph) -> Tensor:
         if isinstance(x, Tensor):
             return super().forward(x)
         return spmm(x, self.weight.T) + self.bias

@@ -135,7 +135,7 @@ def _replace(graph: fx.GraphModule, k: int | None) -> list[str]:
         name = f"maxk_product_{number}"
         graph.add_submodule(name, site.layer)
         with graph.graph.inserting_before(site.product):
-            arguments = tuple(rows if a is None else a for a in site.arguments)
+            arguments = tuple(rows if a is sites.ROWS else a for a in site.arguments)
             made = graph.graph.call_module(name, arguments, site.keywords)
         site.product.replace_all_uses_with(made)
     places = [node.name for node in compressed if sites.is_relu(graph, node)]

@@ -20,6 +20,8 @@ from planish.errors import PlanishError
 from planish_maxk import layers
 
 PRODUCTS = {torch.sparse.mm, torch.spmm, torch.mm, torch.matmul, operator.matmul}
+ROWS = object()
+"""Stands, among a layer's arguments, for the rows it aggregates."""
 PRODUCT_METHODS = {"mm", "matmul", "spmm"}
 PLAIN_FUNCTIONS = {"propagate", "degree_scale"}
 """Functions of plain torch networks that are not looked into: ``propagate(x, edge_index, scale)`` multiplies with the
@@ -33,7 +35,7 @@ class Site:
 
     Attributes:
         relu, dropouts, linear: what stands between the activation's input and ``product``, in that order.
-        layer: makes the layer that replaces ``product``; ``arguments`` are what it is called with, ``None`` standing for the rows.
+        layer: makes the layer that replaces ``product``; ``arguments`` are what it is called with, `ROWS` among them.
     """
 
     relu: fx.Node
@@ -94,12 +96,12 @@ def find(traced: fx.GraphModule) -> Iterator[Site]:
     """The sites, in the order of computation."""
     for node in traced.graph.nodes:
         for layer, rows, arguments, keywords, linears in _aggregations(traced, node):
-            way = _back_to_relu(traced, rows, linears)
+            way = _back_to_relu(traced, rows, linears) if isinstance(rows, fx.Node) else None
             if way is None:
                 continue
             relu, dropouts, linear = way
             if linear is not None and linear.op == "call_module":
-                layer.linear = traced.get_submodule(linear.target)  # type: ignore[assignment]
+                layer.linear = traced.get_submodule(str(linear.target))
             elif linear is not None:
                 arguments = (*arguments, linear.args[1])
             yield Site(relu, dropouts, linear, node, layer, arguments, keywords)
@@ -127,23 +129,23 @@ def _is_message_passing(m: nn.Module) -> bool:
 
 def _aggregations(
     traced: fx.GraphModule, node: fx.Node
-) -> Iterator[tuple[Any, fx.Node, tuple[Any, ...], dict[str, Any], bool]]:
+) -> Iterator[tuple[Any, Any, tuple[Any, ...], dict[str, Any], bool]]:
     """Ways to read a node as an aggregation: (layer, the rows it aggregates, arguments, keywords, whether a linear
     layer before it may be moved behind it)."""
     if node.op == "call_module":
         conv = traced.get_submodule(str(node.target))
         make = _convolution(conv)
-        if make and node.args and isinstance(node.args[0], fx.Node):
-            yield make(conv), node.args[0], (None, *node.args[1:]), dict(node.kwargs), False
+        if make and node.args:
+            yield make(conv), node.args[0], (ROWS, *node.args[1:]), dict(node.kwargs), False
         return
     args = node.args
     if node.op == "call_function" and getattr(node.target, "__name__", "") == "propagate" and len(args) == 3:
-        yield layers.EdgeProduct(), args[0], (args[1], None), {}, True  # type: ignore[misc]
+        yield layers.EdgeProduct(), args[0], (args[1], ROWS), {}, True
     is_product = node.op == "call_function" and (node.target in PRODUCTS or _is_own(node.target))
     if is_product or (node.op == "call_method" and node.target in PRODUCT_METHODS):
         matrix, rows = args[:2] if len(args) == 2 else (None, None)
-        if isinstance(matrix, fx.Node) and isinstance(rows, fx.Node) and _is_given(traced, matrix):
-            yield layers.Product(), rows, (matrix, None), {}, True
+        if isinstance(matrix, fx.Node) and _is_given(traced, matrix):
+            yield layers.Product(), rows, (matrix, ROWS), {}, True
 
 
 def _is_own(target: Any) -> bool:
@@ -187,13 +189,16 @@ def _back_to_relu(
             linear = node
         else:
             return None
-        if not node.args or not isinstance(node.args[0], fx.Node):
+        source = node.args[0]
+        if not isinstance(source, fx.Node):
             return None
-        node = node.args[0]
+        node = source
     return node, tuple(reversed(dropouts)), linear
 
 
 def is_relu(traced: fx.GraphModule, node: fx.Node) -> bool:
+    if not node.args:
+        return False
     if node.op == "call_module":
         return type(traced.get_submodule(str(node.target))) is nn.ReLU
     if node.op == "call_method":
@@ -202,6 +207,8 @@ def is_relu(traced: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def is_dropout(traced: fx.GraphModule, node: fx.Node) -> bool:
+    if not node.args:
+        return False
     if node.op == "call_module":
         return type(traced.get_submodule(str(node.target))) is nn.Dropout
     return node.op == "call_function" and node.target is F.dropout
@@ -217,7 +224,9 @@ def dropout_rate(traced: fx.GraphModule, node: fx.Node) -> float:
 
 
 def _is_linear(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """A linear layer, or a product with a parameter from the right (a bias in between would not commute)."""
+    """A linear layer, or a product with a parameter from the right."""
+    if not node.args:
+        return False
     if node.op == "call_module":
         return type(traced.get_submodule(str(node.target))) is nn.Linear
     product = node.op == "call_function" and node.target in PRODUCTS

@@ -32,7 +32,7 @@ def apply(model: TorchModel, config: MaxKConfig, ctx: Context) -> MaxKModel:
         )
     inner = model.unwrapped() if isinstance(model, MaxKModel) else model
     _finite(inner)
-    before: torch.nn.Module = model.module if isinstance(model, MaxKModel) else copy.deepcopy(inner.module)
+    before = copy.deepcopy(model.module)  # its weights are those that are trained below
     batch = {name: value.to(inner.device) for name, value in task.example(model).items()}
     made = MaxKModel(rewrite(inner.module, config.k, batch), inner.builder, inner)
     facts: dict[str, Any] = {
@@ -41,10 +41,9 @@ def apply(model: TorchModel, config: MaxKConfig, ctx: Context) -> MaxKModel:
         "accuracy before": _accuracy(task, model),
         "accuracy rewritten, untrained": _accuracy(task, made),
     }
-    before_training = copy.deepcopy(before) if isinstance(before, Rewritten) else before
     _train(made, task, batch, config, ctx)
     facts["accuracy after training"] = _accuracy(task, made)
-    facts |= _costs(before_training, made.module, task, batch, config, ctx)
+    facts |= _costs(before, made.module, task, batch, config, ctx)
     ctx.facts.update(facts)
     _draw(facts, ctx)
     return made
