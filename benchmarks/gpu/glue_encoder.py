@@ -92,11 +92,9 @@ def unlabelled(folder: Path) -> Iterator[str]:
 class Vocabulary:
     """Word numbers, and for every word that occurs its table row and its hashed character n-grams."""
 
-    def __init__(self, training: Sequence[Sequence[str]], others: Sequence[Sequence[str]]) -> None:
-        counts = collections.Counter(w for sentence in training for w in sentence)
-        frequent = [w for w, n in counts.most_common(VOCABULARY - 5) if n > 1]
+    def __init__(self, frequent: Sequence[str], every: Sequence[str]) -> None:
+        """``frequent`` words have a table row, in this order; ``every`` word that occurs has a number."""
         row = {w: i + 5 for i, w in enumerate(frequent)}
-        every = list(counts) + sorted({w for sentence in others for w in sentence} - counts.keys())
         self.number = {w: i + 5 for i, w in enumerate(every)}
         self.rows = torch.tensor([PAD, UNKNOWN, CLS, SEP, MASK] + [row.get(w, UNKNOWN) for w in every])
         grams = torch.zeros(len(every) + 5, GRAMS, dtype=torch.long)
@@ -105,6 +103,13 @@ class Vocabulary:
             found = [marked[s : s + n] for n in (3, 4, 5) for s in range(len(marked) - n + 1)][:GRAMS]
             grams[i, : len(found)] = torch.tensor([1 + zlib.crc32(g.encode()) % (BUCKETS - 1) for g in found])
         self.grams = grams
+
+    @classmethod
+    def of(cls, training: Sequence[Sequence[str]], others: Sequence[Sequence[str]]) -> Vocabulary:
+        """Words that occur twice in the training text are frequent, as many as the table holds."""
+        counts = collections.Counter(w for sentence in training for w in sentence)
+        frequent = [w for w, n in counts.most_common(VOCABULARY - 5) if n > 1]
+        return cls(frequent, [*counts, *sorted({w for sentence in others for w in sentence} - counts.keys())])
 
     def encode(self, first: list[str], second: list[str] | None, length: int) -> tuple[list[int], list[int]]:
         """(word numbers, kinds): kind 0 and 1 are the segments, plus 2 where the word is in the other one too."""

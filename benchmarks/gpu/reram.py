@@ -21,7 +21,7 @@ from torch import nn
 from planish_reram.chip import Physics, compose, program
 from planish_reram.converters import convert_inputs
 from planish_reram.faults import draw
-from planish_reram.layers import Crossbar, CrossbarLinear, Setup
+from planish_reram.layers import CrossbarLinear, Setup
 from planish_reram.mvm import fast
 from planish_reram.network import calibrate, crossbars, on_chips, program_chips, to_crossbars
 from planish_reram.protection import LayerProtection
@@ -67,10 +67,9 @@ def one_layer(
     return made
 
 
-def equality(device: str, quick: bool) -> dict[str, Any]:
+def equality(device: str, quick: bool, found: dict[str, Any], save: Callable[[], None]) -> None:
     """The same maps, levels, weights and codes on both devices, bit for bit; slow path equal to fast path."""
     size = (96, 200) if quick else (768, 768)
-    found: dict[str, Any] = {}
     maps = [draw((4, *size), RATES, [3, 4], "a", 0, 1, device=where).cpu() for where in ("cpu", device)]
     found["fault maps equal"] = bool(torch.equal(*maps))
     found["p_lrs measured"] = float((maps[1] == 2).float().mean())
@@ -111,14 +110,12 @@ def equality(device: str, quick: bool) -> dict[str, Any]:
     failed = [name for name, value in found.items() if value is False]
     if failed or found["slow minus fast, float64"] > 1e-9:
         raise AssertionError(f"not equal: {failed}, {found}")
-    return found
 
 
-def layers(device: str, quick: bool) -> dict[str, Any]:
+def layers(device: str, quick: bool, found: dict[str, Any], save: Callable[[], None]) -> None:
     """Milliseconds a product, 768 x 768 and 128 vectors a chip, by path and number of chips."""
     size, batch = (64, 16) if quick else (768, 128)
     many = 4 if quick else 100
-    found: dict[str, Any] = {}
     torch.manual_seed(0)
     dense = torch.randn(size, size)
     votes = LayerProtection(slices=torch.ones(size, dtype=torch.uint8), copies=3, vote="output")
@@ -154,88 +151,76 @@ def layers(device: str, quick: bool) -> dict[str, Any]:
                         where,
                         rounds,
                     )
-    return found
+            save()
 
 
-def network(device: str, quick: bool) -> dict[str, Any]:
-    """A model of BERT-base's size on 100 chips, tile by tile with 8-bit ADCs, beside one chip on one CPU thread."""
+def network(device: str, quick: bool, found: dict[str, Any], save: Callable[[], None]) -> None:
+    """A model of BERT-base's size on 100 chips, tile by tile with 8-bit ADCs, beside one chip on one CPU thread.
+
+    The CPU runs one of the twelve layers, which are alike; its times are those of that layer, times twelve.
+    """
     from transformers import BertConfig, BertModel
 
     small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
     config = BertConfig(**small) if quick else BertConfig()
+    depth = config.num_hidden_layers
     chips, at_once, length = (4, 2, 16) if quick else (100, 20, 128)
     setup = Setup(Physics(Layout(), RATES), Converters(adc_bits=8))
     ids = torch.randint(0, config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
-    found: dict[str, Any] = {"chips": chips, "chips at once": at_once, "tokens": length}
+    found |= {"chips": chips, "chips at once": at_once, "tokens": length}
 
-    def build(where: str) -> nn.Module:
+    def build(where: str, layers: int) -> nn.Module:
         torch.manual_seed(0)
+        config.num_hidden_layers = layers
         module = BertModel(config, add_pooling_layer=False).eval().requires_grad_(False).to(where)
         to_crossbars(module, setup)
         with torch.inference_mode():
             calibrate(module, [{"input_ids": ids.to(where)}], lambda batch: module(**batch))
         return module
 
-    host = build("cpu")
-    found["weights on crossbars"] = sum(layer.weight.numel() for layer in crossbars(host).values())
-    with torch.inference_mode():
-        begin = time.perf_counter()
-        program_chips(host, [0])
-        for layer in crossbars(host).values():
+    def write(module: nn.Module, seeds: range) -> None:
+        program_chips(module, seeds)
+        for layer in crossbars(module).values():
             layer.sliced()
-        found["cpu, one thread: programming a chip (s)"] = time.perf_counter() - begin
-        taken = []
-        for _ in range(3):
-            begin = time.perf_counter()
-            host(input_ids=ids)
-            taken.append(time.perf_counter() - begin)
-        found["cpu, one thread: a forward (s)"] = statistics.median(taken)
-    del host
-    module = build(device)
+
+    host = build("cpu", 1)
+    with torch.inference_mode():
+        cpu_written = depth * seconds(lambda: write(host, range(1)), "cpu", 2, 1)
+        cpu_run = depth * seconds(lambda: host(input_ids=ids), "cpu", 5, 1)
+    found["cpu, one thread: programming a chip (s)"] = cpu_written
+    found["cpu, one thread: a forward (s)"] = cpu_run
+    save()
+    module = build(device, depth)
+    found["weights on crossbars"] = sum(layer.weight.numel() for layer in crossbars(module).values())
     batch = on_chips({"input_ids": ids.to(device)}, at_once)
     sync = torch.cuda.synchronize if device == "cuda" else (lambda: None)
-
-    def rounds(prepare: Callable[[Crossbar], Any], repeats: int) -> tuple[float, float, int]:
-        """Median seconds of programming and of a forward, all chips, and the number of batches of chips behind them."""
-        writing, running = [], []
-        with torch.inference_mode():
-            for number in range(repeats * chips // at_once + 1):
-                first = number * at_once % chips
-                sync()
-                begin = time.perf_counter()
-                program_chips(module, range(first, first + at_once))
-                for layer in crossbars(module).values():
-                    prepare(layer)
-                sync()
-                middle = time.perf_counter()
-                module(**batch)
-                sync()
-                if number:  # the first one warms up
-                    writing.append(middle - begin)
-                    running.append(time.perf_counter() - middle)
-        share = chips / at_once
-        return statistics.median(writing) * share, statistics.median(running) * share, len(running)
-
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    written, run, count = rounds(lambda layer: layer.sliced(), 2)
-    found["device: programming, all chips (s)"] = written
-    found["device: a forward, all chips (s)"] = run
-    found["samples behind the medians"] = count
-    if device == "cuda":
-        found["peak memory (GB)"] = torch.cuda.max_memory_allocated() / 1e9
-    cpu = found["cpu, one thread: a forward (s)"]
-    both = cpu + found["cpu, one thread: programming a chip (s)"]
-    found["speed-up of the forward"] = cpu * chips / found["device: a forward, all chips (s)"]
-    total = found["device: programming, all chips (s)"] + found["device: a forward, all chips (s)"]
-    found["speed-up with programming"] = both * chips / total
-    for layer in crossbars(module).values():
-        layer.setup = Setup(setup.physics, Converters())
-    written, run, _ = rounds(lambda layer: layer.effective_weight(), 1)
-    found["device, composed path: programming, all chips (s)"] = written
-    found["device, composed path: a forward, all chips (s)"] = run
-    found["bar: at least 20"] = found["speed-up of the forward"] >= 20
-    return found
+    writing, running = [], []
+    with torch.inference_mode():
+        for number in range(chips // at_once + 1):
+            sync()
+            begin = time.perf_counter()
+            write(module, range(number * at_once, (number + 1) * at_once))
+            sync()
+            middle = time.perf_counter()
+            module(**batch)
+            sync()
+            if not number:
+                continue  # the first group warms up
+            writing.append(middle - begin)
+            running.append(time.perf_counter() - middle)
+            share = chips / at_once
+            written, run = statistics.median(writing) * share, statistics.median(running) * share
+            found |= {
+                "groups behind the medians": number,
+                "device: programming, all chips (s)": written,
+                "device: a forward, all chips (s)": run,
+                "speed-up of the forward": cpu_run * chips / run,
+                "speed-up with programming": (cpu_run + cpu_written) * chips / (run + written),
+                "bar: at least 20": cpu_run * chips / run >= 20,
+            }
+            if device == "cuda":
+                found["peak memory (GB)"] = torch.cuda.max_memory_allocated() / 1e9
+            save()
 
 
 def main() -> None:
@@ -253,16 +238,22 @@ def main() -> None:
         "quick": options.quick,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    for part in (equality, layers, network):
+
+    def save() -> None:
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+    for part in (equality, network, layers):
         begin = time.perf_counter()
+        found: dict[str, Any] = {}
+        result[part.__name__] = found
         try:
-            result[part.__name__] = part(options.device, options.quick)
+            part(options.device, options.quick, found, save)
             print(f"{part.__name__}: OK, {time.perf_counter() - begin:.1f} s", flush=True)
         except Exception:
-            result[part.__name__] = {"error": traceback.format_exc()}
+            found["error"] = traceback.format_exc()
             print(f"{part.__name__}: {traceback.format_exc()}", flush=True)
-        result[part.__name__]["seconds"] = time.perf_counter() - begin
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        found["seconds"] = time.perf_counter() - begin
+        save()
 
 
 if __name__ == "__main__":

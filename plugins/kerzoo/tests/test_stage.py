@@ -13,7 +13,6 @@ from torch import nn
 import planish
 from planish.cli import listing
 from planish.errors import DataError, PlanishError
-from planish.source import open_source
 from planish_kerzoo.config import KerZOOConfig
 from planish_kerzoo.estimator import Estimator
 from planish_kerzoo.log import RunLog, replay
@@ -98,6 +97,16 @@ def test_peft_models_are_trained_as_they_are(kind: str) -> None:
     assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
 
 
+def test_frozen_layers_stay_and_a_frozen_model_is_refused_before_any_compute(tmp_path: Path) -> None:
+    half = small()
+    half[0].requires_grad_(False)  # type: ignore[index]
+    pipeline = planish.Pipeline(task=classification()).then("kerzoo", steps=3, lr=1e-2)
+    result = pipeline.run(half, out=tmp_path / "run", measure="none").load(module=small()).module
+    assert torch.equal(result[0].weight, small()[0].weight)  # type: ignore[index]
+    assert not torch.equal(result[2].weight, small()[2].weight)  # type: ignore[index]
+    assert any("all are frozen" in line for line in pipeline.check(small().requires_grad_(False)))
+
+
 def test_bad_tasks_are_one_line(tmp_path: Path) -> None:
     graph = planish.NodeClassification(data=planish.Tensors(values={"x": torch.ones(2, 4)}))
     short = tiny_task()
@@ -137,11 +146,11 @@ def test_stacked_model_and_population_do_what_the_optimizer_does() -> None:
         logits = model(input_ids=task.ids).logits[torch.arange(12), task.last][:, task.words]
         stacked = shape.answers(population.start[None], task.ids[None], task.last[None], task.words[None])
         torch.testing.assert_close(stacked[0], logits, rtol=1e-4, atol=1e-5)
-        curves = population.zeroth_order(runs, estimator, 1e-3, 3 * estimator.forwards, evaluations=3)
+        curves = population.zeroth_order(runs, estimator, 1e-2, 3 * estimator.forwards, evaluations=3)
         assert curves.forwards == [0, *(k * estimator.forwards for k in (1, 2, 3))]
         for index, run in enumerate(runs):
             alone = tiny("llama-tied")
-            optimizer = KerZOO(alone, lr=run.lr, seed=run.seed, restore="exact", **options)
+            optimizer = KerZOO(alone, lr=run.lr, seed=run.seed, eps=1e-2, restore="exact", **options)
             order = population._order(runs, 3)
 
             def loss(rows: torch.Tensor, net: nn.Module = alone, task: Prompts = task) -> torch.Tensor:
@@ -154,7 +163,7 @@ def test_stacked_model_and_population_do_what_the_optimizer_does() -> None:
                 )
             with torch.no_grad():
                 objective = float(loss(torch.arange(task.train)))
-            assert float(curves.objective[-1, index]) == pytest.approx(objective, abs=2e-4)
+            assert float(curves.objective[-1, index]) == pytest.approx(objective, abs=5e-4)
 
 
 def test_adamw_ceiling_equals_torchs() -> None:
@@ -190,7 +199,3 @@ def test_prompts_of_all_tasks(shared: Path) -> None:
 def test_only_llama_is_stacked() -> None:
     with pytest.raises(PlanishError, match="only Llama with tied embeddings"):
         StackedLlama.of(tiny("opt"))
-
-
-def test_testbed_model_is_accepted() -> None:
-    assert planish.Pipeline().then("kerzoo", steps=2).check(open_source("testbed:lm")) == []

@@ -1,4 +1,4 @@
-"""Run by `test_distributed` in each of two processes: arguments are rank, rendezvous file, mode and result file."""
+"""Run by `test_distributed` in each of two processes: arguments are rank, rendezvous file and prefix of the result files."""
 
 from __future__ import annotations
 
@@ -34,27 +34,28 @@ def batch() -> list[Tensor]:
     return list(torch.linspace(-1, 1, 90).view(10, 9).chunk(2))
 
 
-def main(rank: int, rendezvous: str, mode: str, out: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    model: nn.Module = net()
-    held = total = sum(p.numel() for p in model.parameters())
-    if mode == "sharded":
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
+def sharded() -> nn.Module:
+    """The root keeps parameters of its own, which FSDP2 would leave gathered after a forward pass."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
 
-        mesh = init_device_mesh("cpu", (2,))
-        fully_shard(model[0], mesh=mesh)  # type: ignore[index]
-        fully_shard(model, mesh=mesh)
-    optimizer = train(model, [batch()[rank]])
-    if mode == "sharded":
-        held = sum(len(work.segment.local()) for work in optimizer.works)
-    values = [
-        p.full_tensor() if hasattr(p, "full_tensor") else p
-        for p in (w.segment.parameter for w in optimizer.works)
-    ]
-    if rank == 0:
-        save_file({str(i): v.detach().contiguous() for i, v in enumerate(values)}, out)
-    print(held, total)
+    model, mesh = net(), init_device_mesh("cpu", (2,))
+    fully_shard(model[0], mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def main(rank: int, rendezvous: str, out: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    for mode, model in (("data-parallel", net()), ("sharded", sharded())):
+        optimizer = train(model, [batch()[rank]])
+        parameters = [work.segment.parameter for work in optimizer.works]
+        values = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in parameters]
+        if rank == 0:
+            save_file({str(i): v.detach().contiguous() for i, v in enumerate(values)}, f"{out}-{mode}")
+        print(
+            mode, sum(len(work.segment.local()) for work in optimizer.works), sum(v.numel() for v in values)
+        )
     dist.barrier()
     dist.destroy_process_group()
 

@@ -81,3 +81,13 @@ def test_success_by_round_with_two_seeded_bugs(simulator: Any, tmp_path: Path) -
     report = run(Remembering(simulator), tmp_path, "promptv", skill, samples=4, k=(1,))
     assert report.pass_at[1] == 1.0
     assert report.calls == report.samples * (1 + 2 * 2)
+
+
+@pytest.mark.slow
+def test_benchmark_of_the_modes(simulator: Any, verilog_data: Path) -> None:
+    from planish_promptv.evaluate.rehearsal import rows
+
+    found = list(rows(quick=True))
+    assert [row.metric.split(",")[0] for row in found][2::3] == ["model calls a sample"] * 3
+    assert all(0 < row.value <= row.peer_value for row in found[2::3]), "calls stay below the worst case"
+    assert all(row.peer == "closed form" and 0 <= row.value <= 100 for row in found if row.unit == "%")

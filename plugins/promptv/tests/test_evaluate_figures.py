@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 from planish_promptv.agents.result import GenerationResult, Step
+from planish_promptv.agents.trace import Trace
 from planish_promptv.evaluate.degeneration import measure
 from planish_promptv.evaluate.folder import Review, Scored
 from planish_promptv.evaluate.waves import waveform
+from planish_promptv.jsonl import read
 from planish_promptv.types import FirstMismatch, Stage, Status
 
 
@@ -71,3 +75,22 @@ def test_waveform_is_sound_svg_with_the_differing_samples_shaded() -> None:
     texts = ["".join(element.itertext()) for element in figure.iter("text")]
     assert {"clk", "a&b", "q<_ref", "q<_dut", "1f", "20 ◂ first"} <= set(texts)
     assert waveform(FirstMismatch(time=0)) == ""
+
+
+def test_a_trace_goes_on_where_it_agrees_and_is_kept_where_it_does_not(tmp_path: Path) -> None:
+    path = tmp_path / "t.000.jsonl"
+
+    def write(*names: str) -> list[str]:
+        trace = Trace(path)
+        for name in names:
+            trace.add("decision", what=name, cpu_s=time.monotonic())
+        trace.close()
+        return [line["what"] for line in read(path)]
+
+    assert write("a", "b") == ["a", "b"]
+    first = path.read_bytes()
+    assert write("a", "b", "c") == ["a", "b", "c"]
+    assert path.read_bytes().startswith(first), "what agrees but for times is not written again"
+    assert write("a", "x") == ["a", "x"]
+    assert [line["seq"] for line in read(path)] == [0, 1]
+    assert [line["what"] for line in read(tmp_path / "t.000.1.old")] == ["a", "b", "c"]

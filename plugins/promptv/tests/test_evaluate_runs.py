@@ -119,6 +119,24 @@ def recorded(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole[: whole.rfind(b"\n") + 1].splitlines()]
 
 
+def test_interrupt_finishes_the_calls_in_flight(benchmark: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with ScriptedServer(Slow(model_for(benchmark, right_first=0.0, sees=0.2), 0.3)) as server:
+        process = command(
+            "eval", benchmark, "--out", out, "--base-url", server.url, "--model", "m", "-n", 2, "--yes",
+            "--set", "bench_source=provided",
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not len(server.requests) > 4:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 130, errors
+        assert "finishing the calls in flight" in errors
+        assert f"planish verilog resume {out}" in errors
+        assert len(recorded(out / "calls.jsonl")) == len(server.requests), "every call that was sent is kept"
+
+
 def test_replay_without_network_gives_the_same_verdicts_and_traces(
     simulator: Any, benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +299,7 @@ def test_no_key_is_written_anywhere(
         printed += "".join(failing.communicate(timeout=300))
         assert failing.returncode == 2
     assert "refuses the key in $PROMPTV_TEST_KEY" in printed
+    assert f"planish verilog resume {tmp_path / 'other'}" in printed
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any(path.name == "report.html" for path in files)
     for path in files:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from planish.errors import PlanishError
 from planish_promptv.cli_harness import mount
-from planish_promptv.harness import simulator as module
+from planish_promptv.harness import tools as module
 
 app = typer.Typer()
 mount(app)

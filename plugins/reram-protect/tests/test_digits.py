@@ -60,6 +60,12 @@ def test_bars_on_ten_chips_with_no_extra_crossbar(tmp_path: Path) -> None:
         for n, net_ in (("dense", dense), ("net", net))
     }
     assert clean["net"] >= clean["dense"] - 0.5
+    for pair in benchmark.RATES.values():
+        plain = benchmark.over_chips(net, task, pair, protection, 10)
+        corrected = benchmark.over_chips(
+            net, task, pair, benchmark.variants(protection)["bit vote, bias correction"], 10
+        )
+        assert corrected.mean >= plain.mean - plain.spread, "the correction never costs more than noise"
     none = benchmark.tolerated(net, task, benchmark.unprotected(protection), benchmark.SYMMETRIC, 10)
     voted = benchmark.tolerated(net, task, protection, benchmark.SYMMETRIC, 10)
     assert voted >= 2.5 * none > 0

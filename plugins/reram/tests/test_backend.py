@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +138,18 @@ def test_a_measured_map_is_chip_zero(source: Source, tmp_path: Path) -> None:
         save_file(bad, tmp_path / "bad.safetensors")
         with pytest.raises(ArtifactError, match=text):
             read_maps(tmp_path / "bad.safetensors")
+    for bad, text in (
+        ({"7/0": torch.zeros(1, 4, 96, 64, dtype=torch.int8)}, "name the layer '7'"),
+        (
+            {"0/0": torch.zeros(1, 8, 96, 64, dtype=torch.int8)},
+            r"is \[1, 8, 96, 64\], needed is \[1, 4, 96, 64\]",
+        ),
+    ):
+        save_file(bad, tmp_path / "other.safetensors")
+        with pytest.raises(ConfigError, match=text):
+            run(source, tmp_path / "other", fault_map=str(tmp_path / "other.safetensors"))
     problems = Pipeline().then("reram", fault_map="nowhere").check(source)
-    assert problems == ["reram: fault_map = 'nowhere': no such file"] or "no such file" in problems[0]
+    assert problems == ["reram: fault_map = 'nowhere': no such file"]
 
 
 def test_maps_survive_their_file(tmp_path: Path) -> None:
@@ -242,7 +253,7 @@ def test_preflight_finds_what_cannot_work(
     source = Source("in memory", module=module)
     pipeline = Pipeline().then("reram", **options)
     problems = pipeline.check(source)
-    assert any(__import__("re").search(text, line) for line in problems), problems
+    assert any(re.search(text, line) for line in problems), problems
     with pytest.raises(PlanishError):
         pipeline.run(source, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -210,6 +210,17 @@ def test_chips_in_one_batch_are_the_chips_one_by_one(converters: Converters) -> 
         found(x[:4])
 
 
+@pytest.mark.parametrize("scope", ["slice", "column"])
+def test_bias_correction_behind_an_adc_is_that_of_the_composed_weight(scope: str) -> None:
+    dense, x = linear(40, 300), torch.randn(300, 300, generator=torch.Generator().manual_seed(3))
+    plan = {"0": LayerProtection(bias_correction="expected")}
+    physics = Physics(rates=FaultRates(0.02, 0.09))
+    fine = Converters(adc_bits=16, adc_scope=scope, adc_percentile=100)  # type: ignore[arg-type]
+    composed = ready(nn.Sequential(dense), Setup(physics), x, protection=plan)(x)
+    sliced = ready(nn.Sequential(dense), Setup(physics, fine), x, protection=plan)(x)
+    assert relative(sliced, composed) < 0.01
+
+
 def test_output_vote_takes_the_median_of_each_tile() -> None:
     """Three copies of every slice, one of them voted away: against a loop over the tiles."""
     plan = LayerProtection(slices=torch.full((6,), 4, dtype=torch.uint8), copies=3, vote="output")

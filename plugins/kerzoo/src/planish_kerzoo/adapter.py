@@ -24,7 +24,7 @@ def add_lora(module: nn.Module, rank: int, targets: Sequence[str], seed: int) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets), lora_dropout=0.0)
-        adapted: nn.Module = get_peft_model(module, config)  # type: ignore[arg-type]
+        adapted: nn.Module = get_peft_model(module, config)
     return adapted
 
 

@@ -2,8 +2,10 @@
 
 `planish_kerzoo.sweep.reference` is the same in plain torch. Directions are made in registers and never stored. With
 ``TABLES`` the normals are those of `planish_kerzoo.noise`, bit for bit; without, the logarithm, root, sine and cosine are
-the GPU's approximate instructions: within 1e-4 of the tables where the radius is smallest, typically within 1e-6.
+the GPU's approximate instructions: farthest from the tables where the radius is smallest, by about 1e-5.
 """
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped"
 
 from __future__ import annotations
 
@@ -128,6 +130,11 @@ def _sweep(
     GAIN_A: tl.constexpr, GAIN_B: tl.constexpr, KEEP: tl.constexpr, ALIGNED: tl.constexpr, WHOLE: tl.constexpr,
     STOCHASTIC_A: tl.constexpr, STOCHASTIC_B: tl.constexpr, RADEMACHER: tl.constexpr, TABLES: tl.constexpr,
 ):  # fmt: skip
+    """One chunk: the operations a (if FIRST) and b (if SECOND), each d, seed, turn, h and s of `sweep.Operation`.
+
+    table: [rows, 4] int64, see `sweep._Table`. tables, lanes: of `noise`. DTYPE is the weights' format, KEPT that of the copy
+    they are read from if KEEP; a changes the copy then, and b only what is written beside it.
+    """
     entry = table + tl.program_id(0).to(tl.int64) * 4
     target = tl.load(entry).to(tl.pointer_type(DTYPE))
     chunk = tl.load(entry + 1)

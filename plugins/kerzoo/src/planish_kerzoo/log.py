@@ -66,7 +66,7 @@ class RunLog:
         header = json.loads(json.dumps(header))
         if not self.header:
             self.header = header
-        for key in {*self.header, *header}:
+        for key in sorted({*self.header, *header}):
             if self.header.get(key) != header.get(key):
                 raise RunError(f"log {self.path}: belongs to another run ({key} is {_short(self.header.get(key))}, "
                                f"not {_short(header.get(key))}); choose another file")  # fmt: skip

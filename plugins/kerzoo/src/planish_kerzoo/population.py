@@ -161,7 +161,8 @@ class Population:
                 continue
             for split, begin, end in ((0, 0, min(task.train, most)), (1, task.train, len(task.ids))):
                 losses, right = [], []
-                for rows in (torch.arange(begin, end) + self.first[index]).to(theta.device).split(64):
+                examples = (torch.arange(begin, end) + self.first[index]).to(theta.device)
+                for rows in torch.split(examples, 64):
                     some = [runs[i] for i in members]
                     many = rows.expand(len(some), -1)
                     logits = self._answers(theta[members], some, many)

@@ -33,8 +33,8 @@ class Prompts:
     train: int
 
     def to(self, device: torch.device | str) -> Prompts:
-        moved = (t.to(device) for t in (self.ids, self.last, self.label, self.words))
-        return Prompts(*moved, self.train)
+        ids, last, label, words = (t.to(device) for t in (self.ids, self.last, self.label, self.words))
+        return Prompts(ids, last, label, words, self.train)
 
 
 def _pair(row: dict[str, Any]) -> Iterator[Example]:

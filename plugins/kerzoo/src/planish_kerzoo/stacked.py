@@ -44,7 +44,7 @@ class StackedLlama:
         places = {s.name.removeprefix("model."): (s.start, s.parameter.shape) for s in segments}
         last = segments[-1]
         rope = getattr(config, "rope_parameters", None) or {}
-        theta = rope.get("rope_theta") or getattr(config, "rope_theta", 10000.0)
+        theta: Any = rope.get("rope_theta") or getattr(config, "rope_theta", 10000.0)
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(
             places,

@@ -87,9 +87,8 @@ class Sweeper:
         """Both operations, ``first`` before ``second``."""
         self.count += 1
         addresses = [work.segment.address() for work in self.works]
-        if (
-            addresses != self._addresses
-        ):  # at first, and when the model was moved or a parameter got new memory
+        if addresses != self._addresses:
+            # The first sweep, or the model was moved, or a parameter got new memory.
             self._addresses = addresses
             self._plain = [work for work in self.works if not _has_kernel(work)]
             self._tables = make_tables([work for work in self.works if _has_kernel(work)])

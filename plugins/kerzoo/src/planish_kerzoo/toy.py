@@ -6,6 +6,7 @@ KerZOO of order 3 to 4.28 and 4.28.
 
 from __future__ import annotations
 
+import functools
 import lzma
 from pathlib import Path
 from typing import Any
@@ -59,12 +60,12 @@ def adapt(
     @torch.no_grad()
     def validate() -> float:
         optimizer.finish()
-        return float(torch.stack([loss(part.to(device)) for part in windows.split(32)]).mean())
+        return float(torch.stack([loss(part.to(device)) for part in windows.chunk(4)]).mean())
 
     before = validate()
     generator = torch.Generator().manual_seed(seed)
     while optimizer.forwards < forwards:
         start = torch.randint(len(train) - LENGTH, (BATCH,), generator=generator).tolist()
         ids = torch.stack([train[s : s + LENGTH] for s in start]).to(device)
-        optimizer.step(lambda ids=ids: loss(ids))
+        optimizer.step(functools.partial(loss, ids))
     return before, validate()

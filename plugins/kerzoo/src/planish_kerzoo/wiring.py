@@ -31,8 +31,6 @@ def apply(model: TorchModel, config: KerZOOConfig, ctx: Context) -> TorchModel:
     batches = make_batches(task, model, config, ctx)
     module = model.module
     trained = add_lora(module, config.rank, config.targets, ctx.seed) if config.adapter == "lora" else module
-    for parameter in () if config.adapter == "lora" else trained.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
     trained.eval()
     log = RunLog(ctx.folder / LOG)
     options = config.model_dump(include=set(Options.model_fields))
@@ -57,9 +55,8 @@ def apply(model: TorchModel, config: KerZOOConfig, ctx: Context) -> TorchModel:
 
 def look(model: TorchModel, config: KerZOOConfig) -> Iterator[str]:
     """What can be seen wrong from the shapes alone, one line each."""
-    floating = [name for name, p in model.module.named_parameters() if p.is_floating_point()]
-    if not floating:
-        yield f"{type(model.module).__name__} has no floating-point parameter to train"
+    if not any(p.is_floating_point() and p.requires_grad for p in model.module.parameters()):
+        yield f"{type(model.module).__name__} has no parameter to train: none is floating-point, or all are frozen"
     if config.adapter == "lora":
         names = {
             name.rpartition(".")[2] for name, part in model.module.named_modules() if hasattr(part, "weight")

@@ -54,6 +54,12 @@ def benchmarks() -> list[Benchmark]:
         Benchmark(
             name="promptv",
             target="planish_promptv.benchmark:rows",
-            summary="golden verdicts, mutants caught and sandbox cost beside the upstream rules",
-        )
+            summary="golden verdicts, sandbox cost, mutants caught, and cells of a sparse unit beside the dense one",
+        ),
+        Benchmark(
+            name="promptv-modes",
+            target="planish_promptv.evaluate.rehearsal:rows",
+            summary="pass@k of the three modes beside its closed form, with a model made of mutants",
+            requires=(Requirement("iverilog", "apt-get install iverilog", program=True),),
+        ),
     ]

@@ -239,6 +239,7 @@ def _evaluate(
     from planish_promptv.evaluate.selection import load, select
     from planish_promptv.evaluate.text import report_text
     from planish_promptv.models.opening import check
+    from planish_promptv.models.protocol import ModelError
 
     check(config)
     tasks = select(load(benchmark, config.errata), only)
@@ -249,10 +250,13 @@ def _evaluate(
     typer.echo("\n".join(cost.lines()), err=True)
     if not yes and sys.stdin.isatty() and config.provider == "openai":
         typer.confirm("Begin?", abort=True, err=True)
-    with watched("eval") as listen:
-        found = cancellable(
-            lambda cancel: evaluate(benchmark, config, out, only=only, progress=listen, cancel=cancel)
-        )
+    try:
+        with watched("eval") as listen:
+            found = cancellable(
+                lambda cancel: evaluate(benchmark, config, out, only=only, progress=listen, cancel=cancel)
+            )
+    except ModelError as error:
+        raise ModelError(f"{error} (what was finished is kept: planish verilog resume {out})") from None
     path = write_report([out])
     _print(found.model_dump(mode="json"), f"{report_text(found)}\n\nreport  {path}", as_json)
     if not found.complete:

@@ -131,7 +131,7 @@ def _simulator(
     if "iverilog" not in simulator.tools:
         simulator.close()
         from planish.errors import MissingRequirement
-        from planish_promptv.harness.simulator import PROGRAMS
+        from planish_promptv.harness.tools import PROGRAMS
 
         raise MissingRequirement(f"iverilog is not installed: {PROGRAMS['iverilog']}")
     return simulator

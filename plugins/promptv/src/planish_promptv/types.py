@@ -118,7 +118,7 @@ class Task(Record):
     language: Language = "sv2012"
     provided_testbench: Bench | None = None
     aux_files: dict[str, str] = Field(default_factory=dict)
-    reference: str | None = Field(None, repr=False)
+    reference: str | None = Field(default=None, repr=False)
     benchmark: str = ""
     golden: dict[int, Status] = Field(default_factory=dict)
     golden_timeout: bool = False

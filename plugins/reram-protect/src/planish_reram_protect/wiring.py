@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,9 +13,9 @@ from planish_reram.mapping import mapped_layers, matrix
 from planish_reram_protect import data, plan
 from planish_reram_protect.config import ReramProtectConfig
 from planish_reram_protect.coupling import couple
-from planish_reram_protect.gates import OPEN, Gated, count_gates
+from planish_reram_protect.gates import Gated, count_gates
 from planish_reram_protect.model import CellLayout, ProtectedModel
-from planish_reram_protect.search import Found, Schedule, search
+from planish_reram_protect.search import Batches, Found, Schedule, search
 
 _SMALL = 10_000_000  # weights up to which a network is trained as a tiny one
 _SEARCH_EPOCHS = 5  # in which an average gate falls from its start to zero, when gate_lr is not given
@@ -29,37 +28,28 @@ def apply(model: TorchModel, config: ReramProtectConfig, ctx: Context) -> Protec
     for name, layer in layers.items():
         if not bool(matrix(layer).isfinite().all()):
             raise PlanishError(f"reram-protect: the weight of {name} holds NaN or infinity")
-    shapes = shapes_of(model.module, config.skip)
     if config.embed == "lsb":
-        protection, facts = plan.protect_in_place(shapes, config)
+        protection, facts = plan.protect_in_place(shapes_of(model.module, config.skip), config)
     else:
-        gated, found = _prune(model, shapes, config, ctx)
-        batches = [
-            inputs for inputs, _ in _batches(model, config, ctx)(ctx.generator("importance"))[:_OBSERVED]
-        ]
-        weights = {name: matrix(layer) for name, layer in layers.items()}
-        activation = _rms(model, shapes, batches)
-        protection, facts = plan.protect(plan.kept(gated, found.mask, weights, activation), config)
-        facts["sparsity when the search stopped"] = found.searched
-        facts["steps of the search"] = found.steps
-        facts["target reached by"] = "the search" if found.reached else "rounding after the last epoch"
-        facts["kept"] = {
-            name: f"{len(part.kept_rows)}/{shapes[name][0]} rows, {len(part.kept_cols)}/{shapes[name][1]} columns"
-            for name, part in protection.items()
-            if part.kept_rows is not None and part.kept_cols is not None
+        batches = data.training(ctx.need_task(), model, config.batch, config.window, config.epoch_steps)
+        gated, found = _prune(model, batches, config, ctx)
+        seen = [inputs for inputs, _ in batches(ctx.generator("importance"))[:_OBSERVED]]
+        weights = {layer.name: matrix(layers[layer.name]) for layer in gated}
+        kept = plan.kept(gated, found.mask, weights, _rms(model, weights, seen))
+        protection, facts = plan.protect(kept, config)
+        facts |= {
+            "sparsity when the search stopped": found.searched,
+            "steps of the search": found.steps,
+            "target reached by": "the search" if found.reached else "rounding after the last epoch",
+            "kept": {
+                name: f"{len(part.rows)}/{part.shape[0]} rows, {len(part.columns)}/{part.shape[1]} columns"
+                for name, part in kept.items()
+            },
         }
     ctx.facts.update(facts)
-    ctx.chart(
-        "Cells of the protected layers",
-        [
-            (name, float(facts[key]), f"{facts[key]:,}")
-            for name, key in (
-                ("before", "cells before"),
-                ("kept", "cells after"),
-                ("copies", "cells used by copies"),
-            )
-        ],
-    )
+    cells = {"before": "cells before", "kept": "cells after", "copies": "cells used by copies"}
+    bars = [(label, float(facts[key]), f"{facts[key]:,}") for label, key in cells.items()]
+    ctx.chart("Cells of the protected layers", bars)
     layout = CellLayout(
         weight_bits=config.weight_bits,
         cell_bits=config.cell_bits,
@@ -105,30 +95,24 @@ def _rms(model: TorchModel, names: Iterable[str], batches: Iterable[dict[str, Te
     return data.input_rms(model.module, names, run)
 
 
-def _batches(model: TorchModel, config: ReramProtectConfig, ctx: Context) -> Any:
-    return data.training(ctx.need_task(), model, config.batch, config.window, config.epoch_steps)
-
-
 def _prune(
-    model: TorchModel, shapes: dict[str, tuple[int, int]], config: ReramProtectConfig, ctx: Context
+    model: TorchModel, batches: Batches, config: ReramProtectConfig, ctx: Context
 ) -> tuple[list[Gated], Found]:
-    """Find the gates, and train; the module computes in float32 meanwhile."""
-    task = ctx.need_task()
-    example = next(iter(_batches(model, config, ctx)(ctx.generator("order"))))[0]
-    order = _rms(model, shapes, [example])
+    """Find the gates of all layers that run, and train; the module computes in float32 meanwhile."""
+    epoch = batches(ctx.generator("order"))
+    shapes = shapes_of(model.module, config.skip)
+    order = list(_rms(model, shapes, [epoch[0][0]]))
     if not order:
         raise PlanishError("reram-protect: no layer that goes on a crossbar runs in the model's forward pass")
-    gated = couple(model.module, shapes, last=list(order)[-1])
-    if all(bool((side == OPEN).all()) for layer in gated for side in (layer.rows, layer.columns)):
-        raise PlanishError("reram-protect: no row or column may be pruned")
+    run = {name: shape for name, shape in shapes.items() if name in order}
+    gated = couple(model.module, run, last=order[-1])
     kinds = {p.dtype for p in model.module.parameters() if p.is_floating_point()}
     model.module.float()
-    steps = len(_batches(model, config, ctx)(ctx.generator("order")))
     count = sum(p.numel() for p in model.module.parameters())
     schedule = Schedule(
         target=config.goal,
         lr=config.lr or (1e-3 if count <= _SMALL else 2e-5),
-        gate_lr=config.gate_rate(count_gates(gated), _SEARCH_EPOCHS * steps),
+        gate_lr=config.gate_rate(count_gates(gated), _SEARCH_EPOCHS * len(epoch)),
         gate_start=config.gate_start,
         penalty=config.penalty,
         penalty_gap=config.penalty_gap,
@@ -137,16 +121,8 @@ def _prune(
         multiple=config.multiple,
         clip=config.clip,
     )
-    found = search(
-        model.module,
-        gated,
-        _batches(model, config, ctx),
-        data.losses(task, model),
-        schedule,
-        ctx.generator,
-        ctx.unit,
-        ctx.progress,
-    )
+    loss = data.losses(ctx.need_task(), model)
+    found = search(model.module, gated, batches, loss, schedule, ctx.generator, ctx.unit, ctx.progress)
     if len(kinds) == 1:
         model.module.to(kinds.pop())
     return gated, found

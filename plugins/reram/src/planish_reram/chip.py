@@ -27,6 +27,7 @@ __all__ = [
     "compose",
     "correction",
     "fault_maps",
+    "median",
     "program",
     "voted_rates",
 ]
@@ -125,6 +126,8 @@ def program(
     if maps is None and physics.rates.any:
         maps = fault_maps(shape, physics, protection, seeds, layer, q.device)
     copies = protection.copies if protection.deepest else 1
+    if maps is not None:
+        _check_maps(maps, shape, layout, copies, protection.deepest, layer)
     read: list[Tensor] = []
     states: list[Tensor | None] = []
     for copy in range(copies):
@@ -181,7 +184,7 @@ def _vote(
             for target, levels in zip(whole, copies, strict=True):
                 target[:, :, k, rows] = levels
             continue
-        chosen = _median(copies)
+        chosen = median(copies)
         if protection.vote == "healthy":
             for levels, state in reversed(list(zip(copies, states, strict=True))):
                 if state is None:
@@ -202,12 +205,12 @@ def _vote(
     return torch.stack(whole)
 
 
-def _median(copies: list[Tensor]) -> Tensor:
+def median(copies: Sequence[Tensor]) -> Tensor:
     """Element-wise median; of an even number the lower one."""
-    if len(copies) == 3:
+    if len(copies) == 3:  # four passes instead of a sort
         a, b, c = copies
         return torch.maximum(torch.minimum(a, b), torch.minimum(torch.maximum(a, b), c))
-    return torch.stack(copies).sort(dim=0).values[(len(copies) - 1) // 2]
+    return torch.stack(list(copies)).sort(dim=0).values[(len(copies) - 1) // 2]
 
 
 def _kept(values: Tensor, protection: LayerProtection) -> Tensor:
@@ -250,3 +253,22 @@ def _check_fit(quantised: Quantised, layout: Layout, protection: LayerProtection
         )
     if quantised.bits != layout.weight_bits:
         raise ConfigError(f"weight_bits = {layout.weight_bits}, but the weight has {quantised.bits} bits")
+
+
+def _check_maps(
+    maps: Sequence[Tensor],
+    shape: tuple[int, int],
+    layout: Layout,
+    copies: int,
+    deepest: int,
+    layer: int | str,
+) -> None:
+    if len(maps) < copies:
+        raise ConfigError(f"layer {layer!r}: fault maps of {len(maps)} copies are given, {copies} are needed")
+    for copy in range(copies):
+        needed = (layout.arrays, deepest if copy else layout.slices, *shape)
+        if tuple(maps[copy].shape[1:]) != needed:
+            raise ConfigError(
+                f"layer {layer!r}: the fault map of copy {copy} is {list(maps[copy].shape[1:])}, needed is {list(needed)}: "
+                "arrays, slices, out, in"
+            )

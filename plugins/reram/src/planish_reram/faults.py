@@ -47,22 +47,17 @@ def draw(
     """
     S, out, inputs = shape
     where = f"{layer}/{array}/{copy}"
-    maps = torch.zeros(len(seeds), S, out, inputs, dtype=torch.int8, device=device)
-    if rates.p_hrs + rates.p_lrs > 0:
+    maps = torch.empty(len(seeds), S, out, inputs, dtype=torch.int8, device=device)
+    if rates.p_hrs + rates.p_lrs == 0:
+        maps.zero_()
+    else:
         flat = maps.view(len(seeds), -1)
         for start, x in _words([f"{seed}/{where}/cell" for seed in seeds], flat.shape[1], device):
             stuck = _below(x, rates.p_hrs + rates.p_lrs).view(torch.int8)
             high = _below(x, rates.p_hrs).view(torch.int8)
             torch.add(stuck, stuck ^ high, out=flat[:, start : start + x.shape[1]])  # HRS is 1, LRS 2
     if rates.p_row > 0 or rates.p_col > 0:
-        word_lines, bit_lines = tile
-        per_tile = max(1, bit_lines // (slices or S))  # output neurons in one tile
-        column_tile = torch.arange(out, device=device) // per_tile
-        row_tile = torch.arange(inputs, device=device) // word_lines
-        n_column, n_row = -(-out // per_tile), -(-inputs // word_lines)
-        rows = _lines(seeds, f"{where}/row", (n_column, inputs), rates.p_row, device)[:, column_tile]
-        columns = _lines(seeds, f"{where}/column", (S, out, n_row), rates.p_col, device)[..., row_tile]
-        maps.masked_fill_(rows[:, None] | columns, HRS)
+        _open_lines(maps, rates, seeds, where, (tile[0], max(1, tile[1] // (slices or S))))
     return maps
 
 
@@ -73,6 +68,22 @@ def stick(cells: Tensor, faults: Tensor, top: int) -> Tensor:
         keep = (state == HEALTHY).view(torch.uint8)
         return (cells * keep).add_(state >> 1, alpha=top)
     return torch.where(faults == HRS, torch.zeros_like(cells), torch.where(faults == LRS, float(top), cells))
+
+
+def _open_lines(
+    maps: Tensor, rates: FaultRates, seeds: Sequence[int], where: str, tile: tuple[int, int]
+) -> None:
+    """Mark the cells of open lines in ``maps`` [chips, S, out, in]; a tile holds (word lines, output neurons)."""
+    _, S, out, inputs = maps.shape
+    word_lines, neurons = tile
+    rows = _lines(seeds, f"{where}/row", (-(-out // neurons), inputs), rates.p_row, maps.device)
+    columns = _lines(seeds, f"{where}/column", (S, out, -(-inputs // word_lines)), rates.p_col, maps.device)
+    if rates.p_row > 0:
+        for t in range(rows.shape[1]):
+            maps[:, :, t * neurons : (t + 1) * neurons].masked_fill_(rows[:, t, None, None], HRS)
+    if rates.p_col > 0:
+        for t in range(columns.shape[-1]):
+            maps[..., t * word_lines : (t + 1) * word_lines].masked_fill_(columns[..., t, None], HRS)
 
 
 def _lines(
@@ -117,7 +128,7 @@ def _words(streams: Sequence[str], count: int, device: torch.device | str) -> It
     for start in range(0, count, chunk):
         n = min(chunk, count - start)
         y, t = x[:, :n], shifted[:, :n]
-        torch.bitwise_xor(counter[:n] + start, first, out=y)
+        torch.add(counter[:n].expand_as(y), start, out=y).bitwise_xor_(first)
         _fold(y, t, 16).mul_(0x7FEB352D).add_(second)
         _fold(y, t, 15).mul_(0x846CA68B - 2**32)
         _fold(y, t, 16)

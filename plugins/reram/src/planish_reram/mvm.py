@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from planish_reram.chip import NO_PROTECTION, Cells, correction
+from planish_reram.chip import NO_PROTECTION, Cells, correction, median
 from planish_reram.converters import Adc, Inputs, bit_planes
 from planish_reram.protection import LayerProtection
 from planish_reram.quantise import Quantised
@@ -87,7 +87,8 @@ class Sliced:
         value = torch.zeros_like(sums[0, 0])
         for array in range(layout.arrays):
             for k, significance in enumerate(layout.significance):
-                part, weight = sums[array, k], significance if array == 0 else -significance
+                part = sums[array, k]
+                weight: float = significance if array == 0 else -significance
                 step = None if plan.adc is None else plan.adc.step[array, k]
                 if step is not None and step.numel() == 1:
                     weight *= float(step)  # one pass without a copy, where one number serves all columns
@@ -95,8 +96,8 @@ class Sliced:
                     part = part * step.to(part)
                 if corrected is not None:
                     gain, constant = (t[k, :, 0] for t in corrected)
-                    scale = 1.0 if step is None or step.numel() > 1 else float(step)
-                    part = (part - total_input * constant / scale) * gain
+                    unit = 1.0 if step is None or step.numel() > 1 else float(step)  # of `part`
+                    part = (part - total_input * constant / unit) * gain
                 value.add_(part, alpha=weight)
         if layout.offset:
             value -= layout.offset * total_input
@@ -163,10 +164,8 @@ class Sliced:
 
     def _voted(self, first: Tensor, x: Tensor, array: int, k: int, t: int) -> Tensor:
         """Median or mean of the codes that the copies of a column give."""
-        found = torch.stack(
-            [first, *(self._digitised(x, w[array, k, t].to(x), array, k) for w in self.others)]
-        )
-        return found.mean(dim=0) if self.plan.protection.vote == "mean" else found.median(dim=0).values
+        found = [first, *(self._digitised(x, w[array, k, t].to(x), array, k) for w in self.others)]
+        return torch.stack(found).mean(dim=0) if self.plan.protection.vote == "mean" else median(found)
 
     def _driven(self, x: Tensor) -> Tensor:
         """Inputs [chips, N, C] cut to the word lines of each tile, [T, chips, N, rows]; spare lines are not driven."""

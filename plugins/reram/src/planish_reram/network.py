@@ -63,7 +63,10 @@ def program_chips(
 
     With several chips a batch is chips * N samples, one chip after the other: `on_chips` repeats inputs that way.
     """
-    for name, layer in crossbars(module).items():
+    layers = crossbars(module)
+    if unknown := [name for name in maps or {} if name not in layers]:
+        raise ConfigError(f"the fault maps name the layer {unknown[0]!r}, which is not on crossbars")
+    for name, layer in layers.items():
         layer.program(seeds, None if maps is None else maps.get(name))
 
 

@@ -15,6 +15,7 @@ from planish.model import Batch, TorchModel
 from planish.tasks import Classification, LanguageModelling, Task
 from planish_reram.config import ReramConfig
 from planish_reram.constants import table
+from planish_reram.converters import RangeWarning
 from planish_reram.energy import Cost, Footprint, cost, footprint
 from planish_reram.mapfile import read_maps
 from planish_reram.mapping import mapped_layers
@@ -51,9 +52,10 @@ def apply(model: Any, config: ReramConfig, ctx: Context) -> Any:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             _calibrate(program, config, ctx)
-        if caught:
-            ctx.facts["warning"] = str(caught[0].message)
-            warnings.warn(caught[0].message, stacklevel=2)
+        for found_warning in caught:
+            if found_warning.category is RangeWarning:
+                ctx.facts["warning"] = str(found_warning.message)
+            warnings.warn(found_warning.message, found_warning.category, stacklevel=2)
         footprints = _footprints(program, ctx.task)
         _digital(program, ctx)
     ctx.progress(1, 1, "on crossbars")
@@ -65,8 +67,8 @@ def apply(model: Any, config: ReramConfig, ctx: Context) -> Any:
 def _calibrate(program: ReramModel, config: ReramConfig, ctx: Context) -> None:
     """Ranges from the task's calibration data; an ADC that spans the largest sum needs none, and warns when it is set."""
     if config.converters.calibrates:
-        batches = calibration_batches(ctx.need_task(), program.inner, config.calibration_samples, ctx.seed)
-        calibrate(program.module, batches, program)
+        data = calibration_batches(ctx.need_task(), program.inner, config.calibration_samples, ctx.seed)
+        calibrate(program.module, data, program)
     for layer in crossbars(program.module).values():
         if not layer.exact:
             layer.sliced()

@@ -156,7 +156,10 @@ def agreement(lif: Lif, steps: int = 4096, seed: int = 0) -> float:
 def rtl(lif: Lif) -> str:
     """The hand-written circuit with the neuron's constants."""
     if not lif.late:
-        updated, after = "leaked", "fires ? 0 : held" if lif.reset == "zero" else "fires ? held - THRESHOLD : held"
+        updated, after = (
+            "leaked",
+            "fires ? 0 : held" if lif.reset == "zero" else "fires ? held - THRESHOLD : held",
+        )
     else:
         updated = "spike ? 0 : leaked" if lif.reset == "zero" else "spike ? leaked - THRESHOLD : leaked"
         after = "held"
@@ -233,7 +236,11 @@ def describe(lif: Lif) -> str:
     """What a designer must be told: interface, number format, and the exact rule of a step."""
     f = lif.fraction
     reset = "becomes 0" if lif.reset == "zero" else f"is lowered by {lif.fixed(lif.threshold)}"
-    when = "After a spike the stored potential" if not lif.late else "In the enabled step after a spike, u, before it saturates,"
+    when = (
+        "After a spike the stored potential"
+        if not lif.late
+        else "In the enabled step after a spike, u, before it saturates,"
+    )
     compare = "is greater than" if lif.strict else "is greater than or equal to"
     return f"""Write a module {TOP}: one leaky integrate-and-fire neuron in fixed point.
 

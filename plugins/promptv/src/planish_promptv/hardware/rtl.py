@@ -10,7 +10,7 @@ class Design(string.Template):
     """A template with ``@NAME@``, since Verilog needs the dollar sign."""
 
     delimiter = "@"
-    pattern = r"@(?:(?P<named>[A-Z]+)@|(?P<braced>(?!))|(?P<escaped>(?!))|(?P<invalid>(?!)))"
+    pattern = r"@(?:(?P<named>[A-Z]+)@|(?P<braced>(?!))|(?P<escaped>(?!))|(?P<invalid>(?!)))"  # type: ignore[assignment]
 
 
 def template(name: str) -> Design:

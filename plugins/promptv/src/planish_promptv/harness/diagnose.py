@@ -9,7 +9,8 @@ from typing import Any
 from planish import measure
 from planish_promptv.harness import sandbox
 from planish_promptv.harness.process import Limits, Pool
-from planish_promptv.harness.simulator import PROGRAMS, Simulator, tool_folders, versions
+from planish_promptv.harness.simulator import Simulator
+from planish_promptv.harness.tools import PROGRAMS, tool_folders, versions
 from planish_promptv.types import Bench, Status, Task
 
 # A design that counts, and one that must not pass the same bench.

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from importlib import resources
 from typing import Any
 
-from planish_promptv.harness.simulator import icarus_major
+from planish_promptv.harness.tools import icarus_major
 from planish_promptv.types import Task
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from planish_promptv.harness.simulator import Simulator, icarus_major
+from planish_promptv.harness.simulator import Simulator
+from planish_promptv.harness.tools import icarus_major
 from planish_promptv.types import SimResult, Status, Task
 
 COMPILE_ERRORS = frozenset({Status.SYNTAX_ERROR, Status.ELAB_ERROR, Status.UNSUPPORTED})

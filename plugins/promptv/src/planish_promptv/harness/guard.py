@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from planish_promptv.harness import verilog
-from planish_promptv.harness.verilog import KEYWORDS, Token, closing, instances, modules, tokens
+from planish_promptv.harness.verilog import KEYWORDS, Token, instances, modules, tokens
 from planish_promptv.types import NONCE, Bench, Diagnostic, Port
 
 # Functions of constants and types that synthesis tools evaluate. Everything else with a dollar sign is refused.
@@ -70,6 +70,8 @@ DIRECTIVES = frozenset(
         "endcelldefine",
     ]
 )
+LONGEST = 1 << 18
+"""Characters of a generated text that are looked at; a longer one is refused."""
 _NAMED = (
     "`ifdef",
     "`ifndef",
@@ -115,6 +117,9 @@ def check_design(
         top, expected: the design's module and the ports it must have: one that turns an input into an output could drive
             what the reference reads.
     """
+    if len(text) > LONGEST:
+        message = f"{len(text)} characters, at most {LONGEST} are read"
+        return [Diagnostic(file="dut.sv", code="length", message=message)]
     stream = tokens(text)
     scopes = _bench_scopes(bench) if bench else _Scopes()
     allowed = PURE | DISPLAY if allow_display else PURE
@@ -138,6 +143,9 @@ def check_design(
 
 def check_bench(text: str, top_name: str) -> list[Diagnostic]:
     """Reasons to refuse a generated bench: host access, no instance of the design, or no verdict line."""
+    if len(text) > LONGEST:
+        message = f"{len(text)} characters, at most {LONGEST} are read"
+        return [Diagnostic(file="tb.sv", code="length", message=message)]
     stream, found = tokens(text), []
     for i, token in enumerate(stream):
         if token.kind == "system" and _BENCH_FILES.match(token.text):
@@ -210,30 +218,29 @@ def _dotted(stream: Sequence[Token], scopes: _Scopes) -> list[Diagnostic]:
 
 def _head(stream: Sequence[Token], dot: int) -> str | None:
     """The first name of the dotted path whose dot stands at ``dot``: ``a`` for ``a[i].b.c``."""
-    i, name = dot - 1, None
-    while i >= 0:
-        if stream[i].text == "]":
-            depth = 0
-            while i >= 0:
-                depth += (stream[i].text == "]") - (stream[i].text == "[")
-                if depth == 0:
-                    break
-                i -= 1
-            i -= 1
+    i, depth = dot - 1, 0
+    for i in range(dot - 1, max(dot - _FAR, -1), -1):
+        token = stream[i]
+        depth += (token.text == "]") - (token.text == "[")
+        if depth or token.text == "[":
             continue
-        if stream[i].kind not in ("word", "escaped"):
+        if token.kind in ("word", "escaped"):
+            if i < 2 or stream[i - 1].text != "." or stream[i - 2].text in ("(", ","):
+                return token.text.lstrip("\\")
+        elif token.text not in (".", "]"):
             return None
-        name = stream[i].text.lstrip("\\")
-        if i < 2 or stream[i - 1].text != "." or stream[i - 2].text in ("(", ","):
-            return name
-        i -= 2
-    return name
+    return None
+
+
+_FAR = 200
+"""Tokens within which a path or a list of names must end; a longer one is refused or cut, never searched for ever."""
 
 
 def _declared_scopes(stream: Sequence[Token]) -> set[str]:
     """Names that may begin a dotted name: generate labels, variables of user types, interfaces and their instances."""
     found: set[str] = set()
     types: set[str] = set()
+    pairs = verilog.match(stream)
     for i, token in enumerate(stream):
         following = stream[i + 1] if i + 1 < len(stream) else token
         if token.text == "begin" and following.text == ":" and i + 2 < len(stream):
@@ -242,42 +249,33 @@ def _declared_scopes(stream: Sequence[Token]) -> set[str]:
             types.add(following.text)
             found.add(following.text)  # ``bus.master port`` in a header
         elif token.text in ("struct", "union", "enum"):
-            i = next((j for j in range(i, len(stream)) if stream[j].text == "{"), len(stream) - 1)
-            end = closing(stream, i) if stream[i].text == "{" else i
-            names = _list(stream, end + 1)
-            (types if _in_typedef(stream, i) else found).update(names)
+            brace = next((j for j in range(i, min(i + _FAR, len(stream))) if stream[j].text == "{"), None)
+            if brace is not None:
+                typedef = i > 0 and stream[i - 1].text == "typedef"
+                (types if typedef else found).update(_list(stream, pairs[brace] + 1, pairs))
         elif token.kind == "word" and token.text in types:
-            found.update(_list(stream, i + 1))
+            found.update(_list(stream, i + 1, pairs))
     return found
 
 
-def _in_typedef(stream: Sequence[Token], index: int) -> bool:
-    while index > 0 and stream[index].text not in (";", "}", "begin"):
-        index -= 1
-        if stream[index].text == "typedef":
-            return True
-    return False
-
-
-def _list(stream: Sequence[Token], index: int) -> list[str]:
+def _list(stream: Sequence[Token], index: int, pairs: Sequence[int]) -> list[str]:
     """The names of ``[1:0] a, b[3:0] = …, c`` that begins at ``index``."""
     names: list[str] = []
-    while index < len(stream):
+    for _ in range(_FAR):
+        if index >= len(stream):
+            break
         token = stream[index]
-        if token.text in ("[", "(", "#") and token.kind == "mark":
-            index = (
-                closing(stream, index + (token.text == "#"))
-                if token.text != "#" or index + 1 < len(stream)
-                else index
-            )
+        if token.text in ("[", "(") and token.kind == "mark":
+            index = pairs[index]
         elif token.text == ".":  # ``bus.master port``
             index += 1
+        elif token.text == "=":
+            end = min(index + _FAR, len(stream) - 1)
+            while index < end and stream[index + 1].text not in (",", ";", ")"):
+                index = pairs[index + 1]
         elif token.kind in ("word", "escaped") and token.text not in KEYWORDS:
             names.append(token.text)
-        elif token.text == "=":
-            while index + 1 < len(stream) and stream[index + 1].text not in (",", ";", ")"):
-                index = closing(stream, index + 1) if stream[index + 1].text in ("(", "[", "{") else index + 1
-        elif token.text != ",":
+        elif token.text not in (",", "#"):
             break
         index += 1
     return names

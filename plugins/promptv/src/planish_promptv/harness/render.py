@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planish_promptv.harness.simulator import tail
+from planish_promptv.harness.job import tail
 from planish_promptv.types import SimResult, Stage, Status
 
 _MEANING = {

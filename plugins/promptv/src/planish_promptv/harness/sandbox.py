@@ -39,13 +39,14 @@ class Sandbox:
     Attributes:
         tier: ``bwrap``, ``unshare`` or ``rlimits``.
         drop: start everything as the user nobody (this process is root).
-        count: limit the number of processes; left out where the kernel counts all processes of the user.
+        count: the shell's option for the number of processes (dash -p, others -u); empty where the limit cannot be set,
+            for instance because an old kernel counts all processes of the user.
         extra: folders with tools outside the system's own, readable inside.
     """
 
     tier: str
     drop: bool = False
-    count: bool = True
+    count: str = ""
     extra: tuple[str, ...] = ()
 
     def wrap(self, argv: list[str], folder: Path, limits: Limits) -> list[str]:
@@ -54,9 +55,7 @@ class Sandbox:
             return argv
         # Only a limit that is set inside the user namespace counts that namespace alone. The shell is process 1 and
         # waits for the tool: its CPU time and memory reach us, and death by a signal becomes exit status 128 + n.
-        # dash calls the limit -p, other shells -u.
-        n = limits.processes
-        count = f"ulimit -p {n} 2>/dev/null || ulimit -u {n}; " if self.count else ""
+        count = f"ulimit {self.count} {limits.processes} || exit; " if self.count else ""
         argv = ["sh", "-c", count + '"$@"; exit "$?"', "sh", *argv]
         if self.tier == "bwrap":
             return [_program("bwrap"), *self._mounts(folder), *argv]
@@ -113,7 +112,7 @@ def probe(pool: Pool, extra: tuple[str, ...] = (), tiers: tuple[str, ...] = TIER
     root = os.geteuid() == 0
     for tier in tiers:
         for drop in (True, False) if root else (False,):
-            for count in (True, False) if tier != "rlimits" else (False,):
+            for count in ("-p", "-u", "") if tier != "rlimits" else ("",):
                 sandbox = Sandbox(tier, drop, count, extra)
                 problem = _try(sandbox, pool)
                 if not problem:

@@ -76,31 +76,41 @@ def _name(body: Sequence[Token]) -> str:
 
 def instances(module: Module, known: set[str] | None = None) -> Iterator[tuple[str, str]]:
     """(module name, instance name) of the instances in ``module``; ``known`` restricts the module names."""
-    body = module.body
+    body, pairs = module.body, match(module.body)
+    last = len(body) - 1
     for i, token in enumerate(body[2:], 2):
         if token.kind != "word" or (known is not None and token.text not in known) or token.text in KEYWORDS:
             continue
         j = i + 1
-        if j + 1 < len(body) and body[j].text == "#" and body[j + 1].text == "(":
-            j = closing(body, j + 1) + 1
-        if j + 1 < len(body) and body[j].kind in ("word", "escaped") and body[j].text not in KEYWORDS:
+        if j < last and body[j].text == "#" and body[j + 1].text == "(":
+            j = pairs[j + 1] + 1
+        if j < last and body[j].kind in ("word", "escaped") and body[j].text not in KEYWORDS:
             after = body[j + 1].text
-            if after == "(" or (
-                after == "[" and body[min(closing(body, j + 1) + 1, len(body) - 1)].text == "("
-            ):
+            if after == "(" or (after == "[" and body[min(pairs[j + 1] + 1, last)].text == "("):
                 yield token.text, body[j].text
 
 
-def closing(body: Sequence[Token], index: int) -> int:
-    """Index of the bracket that closes the one at ``index``, or the last index."""
-    pairs = {"(": ")", "[": "]", "{": "}"}
-    opened, closed, depth = body[index].text, pairs[body[index].text], 0
-    for i in range(index, len(body)):
-        if body[i].kind == "mark":
-            depth += (body[i].text == opened) - (body[i].text == closed)
-            if depth == 0:
-                return i
-    return len(body) - 1
+_BRACKETS = {"(": ")", "[": "]", "{": "}"}
+
+
+def match(body: Sequence[Token]) -> list[int]:
+    """For every token the index of the bracket that closes it: itself for other tokens, the last index where none does.
+
+    One pass for all of them, because a text may consist of opening brackets.
+    """
+    closed_by = list(range(len(body)))
+    waiting: dict[str, list[int]] = {closed: [] for closed in _BRACKETS.values()}
+    for i, token in enumerate(body):
+        if token.kind != "mark":
+            continue
+        if token.text in _BRACKETS:
+            waiting[_BRACKETS[token.text]].append(i)
+        elif waiting.get(token.text):
+            closed_by[waiting[token.text].pop()] = i
+    for left in waiting.values():
+        for i in left:
+            closed_by[i] = len(body) - 1
+    return closed_by
 
 
 def top_of(text: str) -> str:
@@ -138,12 +148,13 @@ def ports(text: str, top: str) -> tuple[Port, ...] | None:
     if module is None:
         return None
     body = list(module.body)
+    pairs = match(body)
     start = next((i for i, t in enumerate(body) if t.text in ("(", ";", "#")), len(body))
-    if start < len(body) and body[start].text == "#":
-        start = closing(body, start + 1) + 1
+    if start + 1 < len(body) and body[start].text == "#":
+        start = pairs[start + 1] + 1
     if start >= len(body) or body[start].text != "(":
         return ()
-    end = closing(body, start)
+    end = pairs[start]
     inside = body[start + 1 : end]
     if any(t.text in _DIRECTIONS for t in inside):
         return tuple(_declarations([*inside, body[end]._replace(text=";")]))
@@ -154,8 +165,8 @@ def ports(text: str, top: str) -> tuple[Port, ...] | None:
 
 def _declarations(body: Sequence[Token]) -> Iterator[Port]:
     """Ports of ``input [7:0] a, b, output reg c;`` wherever such a declaration stands in ``body``."""
-    direction, width, signed, i = "", 1, False, 0
-    size: int | None = width
+    direction, signed, i, pairs = "", False, 0, match(body)
+    size: int | None = 1
     while i < len(body):
         text = body[i].text
         if text in _DIRECTIONS:
@@ -167,19 +178,19 @@ def _declarations(body: Sequence[Token]) -> Iterator[Port]:
         elif text in ("integer", "int"):
             size, signed = 32, True
         elif direction and text == "[":
-            end = closing(body, i)
+            end = pairs[i]
             size = _width(body[i + 1 : end])
             i = end
         elif direction and text == "=":  # a default value or an initial one
             while i < len(body) and body[i].text not in (",", ";"):
-                i = closing(body, i) + 1 if body[i].text in ("(", "[", "{") else i + 1
+                i = pairs[i] + 1
             continue
         elif direction and body[i].kind in ("word", "escaped") and text not in KEYWORDS:
             following = body[i + 1].text if i + 1 < len(body) else ";"
             if following in (",", ";", "=", "["):
                 yield Port(name=text, direction=direction, width=size, signed=signed)  # type: ignore[arg-type]
                 if following == "[":  # an unpacked dimension behind the name
-                    i = closing(body, i + 1)
+                    i = pairs[i + 1]
         i += 1
 
 
