@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,9 +179,11 @@ Simulator(slots=1).simulate_sync(task(), {SPIN!r})
         time.sleep(0.05)
     owner.kill()
     owner.wait()
-    while survivors(job) and time.monotonic() < deadline:
+    folder = Path(tempfile.gettempdir()) / job
+    while (survivors(job) or folder.exists()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert survivors(job) == []
+    assert not folder.exists()
 
 
 def test_user_mistakes(simulator: Simulator) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import resource
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,6 +99,7 @@ def run(request: dict[str, Any], control: int) -> dict[str, Any] | None:
     child.stdout.close()
     child.stderr.close()
     if stopped == "orphaned":
+        shutil.rmtree(request["cwd"], ignore_errors=True)  # nobody is left to do it
         return None
     return {
         "code": child.returncode,
