@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -61,16 +62,16 @@ def too_small(name: str, weight: Tensor, config: ReramConfig) -> bool:
     return not fills and config.small_layers == "digital"
 
 
-class ManyChips:
+class ManyChips(ABC):
     """A model that runs on one of several chips at a time."""
 
     kind = "reram"
     builder = "reram"
     seeds: tuple[int, ...]
 
+    @abstractmethod
     def use_chip(self, number: int) -> None:
         """Write the network onto that chip."""
-        raise NotImplementedError
 
     def chips(self) -> Iterator[int]:
         """Go through all chips; inside the loop the model runs on that one, afterwards on the first again."""
