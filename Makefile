@@ -6,7 +6,7 @@ WORKERS ?= 2
 PYPROJECTS := $(wildcard core/pyproject.toml sdk/pyproject.toml plugins/*/pyproject.toml)
 PIP := -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test test-latest lint bench docs clean
+.PHONY: demo test test-latest coverage lint bench docs clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/planish demo --out runs/demo
@@ -15,7 +15,11 @@ demo: $(VENV)/.demo
 RUN := -n $(WORKERS) --dist loadscope --durations=12
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest $(RUN) -m "not gpu" --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest $(RUN) -m "not gpu"
+
+# Apart from `test`, because tracing slows tests that run model code.
+coverage: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest $(RUN) -m "not gpu" --cov --cov-report=term:skip-covered core sdk tests
 
 test-latest: $(LATEST)/.dev
 	OMP_NUM_THREADS=1 $(LATEST)/bin/pytest $(RUN) -m "model and not gpu"

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import tomllib
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def test_a_plugin_imports_at_most_one_other_and_declares_it(name: str) -> None:
     source = "\n".join(path.read_text() for path in (folder / "src").rglob("*.py"))
     imported = set(re.findall(r"^\s*(?:from|import) (planish_\w+)", source, flags=re.MULTILINE))
     others = imported - {module_of(name), "planish_sdk"}
-    declared = tomllib.loads((folder / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *chain(*project.get("optional-dependencies", {}).values())]
     assert len(others) <= 1
     assert {other.replace("_", "-") for other in others} <= {re.split(r"[^\w-]", d)[0] for d in declared}
 

@@ -115,15 +115,21 @@ def test_limits_alone_need_permission(monkeypatch: pytest.MonkeyPatch, iverilog:
     assert (result.status, result.tier) == (Status.PASS, "rlimits")
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that the user nobody can read; pytest's own are closed to other users."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
 def test_a_program_that_is_there_but_does_not_work_is_not_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch, open_folder: Path
 ) -> None:
-    fake = tmp_path / "bwrap"
+    fake = open_folder / "bwrap"
     fake.write_text("#!/bin/sh\necho bwrap: no permission to create namespace >&2; exit 1\n")
     fake.chmod(0o755)
-    for place in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        place.chmod(0o755)  # readable for nobody
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{open_folder}:{os.environ['PATH']}")
     pool = Pool(1)
     found = sandbox.probe(pool)
     pool.close()

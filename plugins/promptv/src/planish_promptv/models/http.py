@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+import httpcore  # noqa: F401 - httpx imports it in its first client, when other threads may be importing too
 import httpx
 
 from planish.errors import ConfigError
