@@ -11,8 +11,9 @@ PIP := -m pip --disable-pip-version-check install --quiet
 demo: $(VENV)/.demo
 	$(VENV)/bin/planish demo --out runs/demo
 
-# Workers share the cores, so each computes on one thread; a module stays on one worker, so its fixtures are made once.
-RUN := -n $(WORKERS) --dist loadscope --durations=12
+# Workers share the cores, so each computes on one thread; a module stays on one worker, so its fixtures are made once;
+# modules start in the order of `testpaths`, the longest first, so that no worker is left with the demo at the end.
+RUN := -n $(WORKERS) --dist loadscope --no-loadscope-reorder --durations=12
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest $(RUN) -m "not gpu"

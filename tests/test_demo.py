@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.model]
+pytestmark = pytest.mark.slow
 
 DENSE, MASKED, PAIRS = "dense, ONNX", "50 % unstructured, ONNX", "2:4, ONNX"
 SMALL, INT8, BEST = "structured, ONNX", "dense, int8 ONNX", "structured, int8 ONNX"
