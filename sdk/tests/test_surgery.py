@@ -91,7 +91,9 @@ def test_cut_heads_equal_zeroed_heads(data, name):
 @settings(max_examples=4, deadline=None)
 @given(kept=st.lists(st.integers(0, 55), min_size=1, unique=True))
 def test_cut_channels_equal_zeroed_channels(name, kept):
-    model = tiny(name).double()  # a norm behind the FFN (Gemma 2) enlarges what rounding leaves of few channels
+    model = tiny(
+        name
+    ).double()  # a norm behind the FFN (Gemma 2) enlarges what rounding leaves of few channels
     whole = copy.deepcopy(model)
     for block, reference in zip(find_blocks(model)[1], find_blocks(whole)[1], strict=True):
         zero_columns(reference, ffn_channels(reference).down, kept)
