@@ -11,16 +11,18 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from planish_sdk.testing.material import character_tokenizer, tiny_task
 
 pytestmark = [pytest.mark.slow, pytest.mark.model]
 
-RECIPE = """
-planish: 1
-source: testbed:lm
-stages:
-  - ace: {sparsity: 0.5, nsamples: 8, seqlen: 64}
-  - onnx: {quantize: int8}
-"""
+STAGES = [
+    {"ace": {"sparsity": 0.5, "nsamples": 32, "seqlen": 32}},
+    {"onnx": {"quantize": "int8"}},
+]
 
 
 def start(recipe: Path, out: Path) -> subprocess.Popen[str]:
@@ -57,8 +59,19 @@ def kill_when(recipe: Path, out: Path, text: str) -> None:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("resume") / "recipe.yaml"
-    path.write_text(RECIPE)
+    """A recipe over three blocks, wide enough that a stage can be killed between two of them."""
+    folder = tmp_path_factory.mktemp("resume")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=96, hidden_size=256, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4
+    )
+    for part in (LlamaForCausalLM(config), character_tokenizer()):
+        part.save_pretrained(folder / "model")
+    text = {"kind": "language-modelling", **tiny_task().model_dump(mode="json", exclude_none=True)}
+    path = folder / "recipe.yaml"
+    path.write_text(
+        yaml.safe_dump({"planish": 1, "source": str(folder / "model"), "task": text, "stages": STAGES})
+    )
     return path
 
 

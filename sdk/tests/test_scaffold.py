@@ -135,9 +135,10 @@ def test_the_wheel_holds_template_and_kit(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.model
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.model if kind == "pruner" else ()) for kind in KINDS]
+)
 def test_a_new_plugin_passes_in_a_fresh_environment(kind: str, tmp_path: Path) -> None:
     """Render, build, install, list, check; then the tests that the plugin brings itself."""
     pytest.importorskip("hatchling")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from planish.errors import PlanishError
 from planish_onnx import files, graph
+from planish_onnx.trace import trace
 
 Dims = Mapping[str, Mapping[int, str]]
 
@@ -62,25 +63,14 @@ def export(
     specs = tuple(dict.fromkeys(dims.get(name, {}), torch.export.Dim.DYNAMIC) for name in names)
     with _inference_mode(host), quiet():
         try:
-            program = torch.onnx.export(
-                Logits(host, names),
-                examples,
-                dynamo=True,
-                dynamic_shapes=(specs,),
-                input_names=list(names),
-                output_names=["logits"],
-                opset_version=opset,
-                optimize=False,
-                verbose=False,
-            )
-            assert program is not None
-            graph.simplify(program.model)
+            traced = trace(Logits(host, names), examples, names, (specs,), opset)
+            graph.simplify(traced)
         except Exception as error:  # the exporter wraps whatever the model's own code raised
             raise PlanishError(f"export of {type(model).__name__} failed: {_reason(error)}") from error
-    graph.store_transposed(program.model)
-    graph.name_tensors(program.model, Logits.prefix, _first_names(host))
-    graph.forget_origin(program.model, dims)
-    files.save(program.model, out)
+    graph.store_transposed(traced)
+    graph.name_tensors(traced, Logits.prefix, _first_names(host))
+    graph.forget_origin(traced, dims)
+    files.save(traced, out)
     return out
 
 
