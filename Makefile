@@ -31,7 +31,7 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/.dev
-	for name in ace onnx kerzoo reram reram-protect promptv graph maxk; do $(VENV)/bin/planish bench $$name || exit 1; done
+	for name in ace onnx kerzoo reram reram-protect promptv graph accelgcn maxk; do $(VENV)/bin/planish bench $$name || exit 1; done
 
 docs: $(VENV)/.docs
 	$(VENV)/bin/python benchmarks/draw.py

@@ -2,7 +2,7 @@
 MeZO loop and the floor, and the comparison of estimators at equal forward passes.
 
     PYTHONPATH=core/src:sdk/src:plugins/testbed/src:plugins/kerzoo/src python3 benchmarks/gpu/kerzoo.py \
-        --data FOLDER --out kerzoo.json [--quick] [--parts check,speed,compare,everything]
+        --data FOLDER --out kerzoo.json [--quick] [--parts check,speed,toy,compare,everything]
 
 FOLDER holds glue/, text/ and models/stories260k.
 """
@@ -10,16 +10,21 @@ FOLDER holds glue/, text/ and models/stories260k.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import functools
 import gc
+import itertools
 import json
+import math
 import platform
 import statistics
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +32,27 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / part / "src") for part in ("core", "sdk", "plugins/testbed", "plugins/kerzoo")]
 
 import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from planish.context import Context  # noqa: E402
+from planish.data import Tensors  # noqa: E402
+from planish.model import TorchModel  # noqa: E402
+from planish.tasks import Classification  # noqa: E402
 from planish_kerzoo import noise  # noqa: E402
-from planish_kerzoo.benchmark import Budget, compare  # noqa: E402
+from planish_kerzoo.benchmark import compare, population  # noqa: E402
+from planish_kerzoo.capture import CapturedLoss  # noqa: E402
+from planish_kerzoo.config import KerZOOConfig  # noqa: E402
+from planish_kerzoo.contest import Budget  # noqa: E402
 from planish_kerzoo.layout import lay_out  # noqa: E402
 from planish_kerzoo.log import RunLog, fingerprint, replay  # noqa: E402
 from planish_kerzoo.noise import Distribution  # noqa: E402
 from planish_kerzoo.optimizer import KerZOO  # noqa: E402
 from planish_kerzoo.peer import MeZOLoop  # noqa: E402
-from planish_kerzoo.sweep import Operation, Sweeper, Work, make_tables, reference  # noqa: E402
+from planish_kerzoo.population import Population  # noqa: E402
+from planish_kerzoo.sweep import Operation, Sweeper, Work, make_tables, reference, triton_kernels  # noqa: E402
 from planish_kerzoo.toy import RUNS, adapt  # noqa: E402
+from planish_kerzoo.wiring import apply  # noqa: E402
 
 Result = dict[str, Any]
 PROGRAMS: dict[str, Result] = {
@@ -175,6 +190,124 @@ def check_replay(device: str) -> Result:
     return {"digests": digests, "holds": len(set(digests)) == 1}
 
 
+def check_capture(device: str) -> Result:
+    """Captured losses beside eager ones while weights move; what cannot be captured is evaluated as it is, after one warning."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Dropout(0.5), nn.Linear(64, 4)).to(device).eval()
+    batches = [torch.randn(size, 32, device=device) for size in (8, 24, 8)]
+
+    def loss(x: Tensor) -> Tensor:
+        return net(x).square().mean()  # type: ignore[no-any-return]
+
+    def agree(captured: CapturedLoss, values: Sequence[Tensor] = batches) -> bool:
+        bound = [captured.bind(x) for x in values]
+        with torch.no_grad():
+            return all(
+                torch.allclose(f(), loss(x), rtol=1e-6)
+                for _ in range(2)
+                for f, x in zip(bound, values, strict=True)
+            )
+
+    captured = CapturedLoss(net, loss)
+    found: Result = {"replays": agree(captured) and captured.refused is None}
+    with torch.no_grad():
+        net[0].weight.mul_(1.5)
+    found["after weights moved"] = agree(captured)
+    net.cpu().to(device)
+    found["after weights got other memory"] = agree(captured)
+    unfit = {
+        "dropout": (lambda x: net.train()(x).mean()),
+        "waits for the device": (lambda x: net.eval()(x).mean() * (1 if float(x[0, 0]) > 0 else 2)),
+        "shape from values": (lambda x: x[x > 0].mean()),
+    }
+    for name, program in unfit.items():
+        refused = CapturedLoss(net, program)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            values = [float(refused.bind(batches[0])()) for _ in range(3)]
+        found[name] = {
+            "reason": refused.refused,
+            "warnings": len(caught),
+            "finite": all(map(math.isfinite, values)),
+        }
+    net.eval()
+    found["a graph after those"] = agree(CapturedLoss(net, loss))
+    fit = all(value is True for value in found.values() if isinstance(value, bool))
+    return found | {
+        "holds": fit and all(found[name]["reason"] and found[name]["warnings"] == 1 for name in unfit)
+    }
+
+
+def check_stage(device: str) -> Result:
+    """The stage with and without a graph, and the replay of its log."""
+    x = torch.linspace(-1, 1, 256).view(64, 4)
+    values = {"train_x": x, "train_y": (x[:, 0] > 0).long(), "test_x": x, "test_y": (x[:, 0] > 0).long()}
+    task = Classification(data=Tensors(values=values), input="input")
+    trained = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for graph in (True, False, None):
+            torch.manual_seed(0)
+            net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)).to(device)
+            config = KerZOOConfig(steps=60, lr=3e-2, kernel="nodes3", unit=20, graph=bool(graph))
+            path = Path(folder) / str(graph)
+            if graph is None:
+                replay(Path(folder) / "True" / "kerzoo.log", KerZOO(net, lr=3e-2, kernel="nodes3"))
+            else:
+                path.mkdir()
+                context = Context(task, 0, device, path)
+                net = apply(TorchModel(net, "module", None), config, context).module
+                trained[f"facts, graph {graph}"] = context.facts
+            trained[str(graph)] = [p.detach().clone() for p in net.parameters()]
+    one, two, again = trained.pop("True"), trained.pop("False"), trained.pop("None")
+    difference = max(float((a - b).abs().max()) for a, b in zip(one, two, strict=True))
+    replayed = all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    return {
+        **trained,
+        "largest difference": difference,
+        "replayed": replayed,
+        "holds": replayed and difference < 1e-2,
+    }
+
+
+def check_engine(data: Path, device: str) -> Result:
+    """The comparison's model: directions to the bit; differences of losses in TF32 and float32 beside float64, relative to
+    their own size."""
+    keys = torch.tensor([99, noise.as_int64(0xFEDCBA9876543210)], device=device)
+    kernels = triton_kernels()
+    assert kernels is not None
+    same = all(
+        torch.equal(kernels.directions(keys, 7, 5, u), noise.directions(keys, 7, 5, u))
+        for u in ("gaussian", "rademacher")
+    )
+    found: Result = {"directions equal": same}
+    budget = dataclasses.replace(Budget.full(), tasks=("cb",), sizes={"train": 64, "test": 16})
+    for model in budget.plans:
+        people, _ = population(model, data, budget, device)
+        direction = noise.directions(keys[:1], 0, people.shape.size // noise.CHUNK, "gaussian")
+        moved = people.start + 1e-3 * torch.cat([direction.roll(7919 * k, 1) for k in range(8)])
+        other = 2 * people.start - moved
+        exact = _batch_losses(people, moved.double()) - _batch_losses(people, other.double())
+        entry = {"size of d": float(exact.square().mean().sqrt() / 2e-3)}
+        for precision in ("highest", "high"):
+            torch.set_float32_matmul_precision(precision)
+            error = _batch_losses(people, moved) - _batch_losses(people, other) - exact
+            entry[f"error, {precision}"] = float((error.square().mean() / exact.square().mean()).sqrt())
+        torch.set_float32_matmul_precision("highest")
+        found[model] = entry
+    return found | {"holds": same and all(found[model]["error, highest"] < 1e-3 for model in budget.plans)}
+
+
+@torch.no_grad()
+def _batch_losses(people: Population, weights: Tensor) -> Tensor:
+    """Losses of the first 16 examples, float64."""
+    task = people.tasks[0]
+    rows = torch.arange(16, device=weights.device).expand(len(weights), -1)
+    words = task.words.expand(len(weights), -1)
+    logits = people.shape.answers(weights, task.ids[rows], task.last[rows], words).double()
+    losses = F.cross_entropy(logits.flatten(0, 1), task.label[rows].flatten(), reduction="none")
+    return losses.view(len(weights), -1).mean(1)
+
+
 def toy(data: Path, device: str, quick: bool) -> Result:
     """stories260k on Shakespeare by the optimizer itself, beside what was measured elsewhere."""
     found: Result = {}
@@ -190,7 +323,8 @@ def toy(data: Path, device: str, quick: bool) -> Result:
 
 def speed(device: str, quick: bool, keep: Callable[[Result], None]) -> Result:
     """A step of ours, the public loop and the floor on one model, at 64 and 256 tokens."""
-    from transformers import OPTConfig, OPTForCausalLM
+    from transformers import AttentionInterface, OPTConfig, OPTForCausalLM
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     size: Any = (
         {
@@ -218,6 +352,10 @@ def speed(device: str, quick: bool, keep: Callable[[Result], None]) -> Result:
     finally:
         torch.set_default_dtype(torch.float32)
     model.config.use_cache = False
+    # Nothing is padded, so attention is causal without a mask, on all sides alike: transformers would look for padding on the
+    # device in every eager forward pass, and could not in a captured one.
+    AttentionInterface.register("causal", sdpa_attention_forward)
+    model.config._attn_implementation = "causal"
     rounds = 4 if quick else 12
     weights = sum(p.numel() for p in model.parameters())
     result: Result = {
@@ -228,56 +366,101 @@ def speed(device: str, quick: bool, keep: Callable[[Result], None]) -> Result:
     }
     for tokens in (8, 16) if quick else (64, 256):
         ids = torch.randint(4, 500, (16, tokens), generator=torch.Generator().manual_seed(0)).to(device)
-
-        def closure(ids: Tensor = ids) -> Tensor:
-            return model(input_ids=ids, labels=ids).loss  # type: ignore[no-any-return]
-
         found: Result = {}
         result[f"{tokens} tokens"] = found
-        for part in (_floor, _ours, _public_loop):
+        for name, part in _parts_of_speed(model, ids, rounds, device).items():
             try:
-                found |= part(model, closure, rounds, device)
+                found[name] = part()
             except Exception:
-                found[f"traceback{part.__name__}"] = traceback.format_exc()
+                found[f"traceback, {name}"] = traceback.format_exc()
             keep(result)
-        if "loop_ms" in found and "step_gaussian_ms" in found:
-            floor = found["two_forwards_ms"]["median"] + 2 * found["sweep_ms"]["median"]
-            step = found["step_gaussian_ms"]["median"]
-            found |= {
-                "floor_ms": floor,
-                "step_over_floor": step / floor,
-                "loop_over_step": found["loop_ms"]["median"] / step,
-                "memory_over_inference": found["memory_step"] / max(found["memory_inference"], 1),
-            }
+            _clean(device)
+        with contextlib.suppress(KeyError):
+            found |= _bars(found)
         keep(result)
     return result
 
 
-def _floor(model: nn.Module, closure: Callable[[], Tensor], rounds: int, device: str) -> Result:
-    weights = sum(p.numel() for p in model.parameters())
+def _parts_of_speed(model: nn.Module, ids: Tensor, rounds: int, device: str) -> dict[str, Callable[[], Any]]:
+    """What is measured at one length, in this order: memory of inference before a graph keeps some for itself."""
+
+    def loss(ids: Tensor) -> Tensor:
+        return model(input_ids=ids, labels=ids).loss  # type: ignore[no-any-return]
+
+    captured = CapturedLoss(model, loss)
+    eager = functools.partial(loss, ids)
+    elements, half = sum(p.numel() for p in model.parameters()), next(model.parameters()).dtype
+    return {
+        "floor, eager": lambda: _floor(eager, rounds, device),
+        "floor, captured": lambda: _floor(captured.bind(ids), rounds, device),
+        "sweep_ms": lambda: _sweep_time(elements, half, rounds, device),
+        "same losses": lambda: _same_losses(captured, ids, eager),
+        "step, eager": lambda: _ours(model, lambda _: eager, ids, rounds, device),
+        "step, captured": lambda: _ours(model, captured.bind, ids, rounds, device),
+        "captured": lambda: captured.refused or "yes",
+        "loop, eager": lambda: _public_loop(model, eager, rounds, device),
+    }
+
+
+def _bars(found: Result) -> Result:
+    """The figures that have bars; the floor is that of captured forward passes."""
+    sweeps = 2 * found["sweep_ms"]["median"]
+    floor = found["floor, captured"]["two_forwards_ms"]["median"] + sweeps
+    step, eager = (found[f"step, {kind}"]["gaussian_ms"]["median"] for kind in ("captured", "eager"))
+    return {
+        "floor_ms": floor,
+        "floor_eager_ms": found["floor, eager"]["two_forwards_ms"]["median"] + sweeps,
+        "step_over_floor": step / floor,
+        "loop_over_step": found["loop, eager"]["ms"]["median"] / step,
+        "loop_over_eager_step": found["loop, eager"]["ms"]["median"] / eager,
+        "memory_over_inference": found["step, captured"]["memory"]["reserved"]
+        / max(1, found["floor, eager"]["memory"]["reserved"]),
+        "memory_over_inference_eager": found["step, eager"]["memory"]["allocated"]
+        / max(1, found["floor, eager"]["memory"]["allocated"]),
+    }
+
+
+def _floor(closure: Callable[[], Tensor], rounds: int, device: str) -> Result:
     with torch.no_grad():
         return {
-            "memory_inference": _peak(device, closure),
+            "memory": _peak(device, closure),
             "two_forwards_ms": _median(lambda: (closure(), closure()), rounds, device),
-            "sweep_ms": _sweep_time(weights, next(model.parameters()).dtype, rounds, device),
         }
 
 
-def _ours(model: nn.Module, closure: Callable[[], Tensor], rounds: int, device: str) -> Result:
+def _same_losses(captured: CapturedLoss, ids: Tensor, closure: Callable[[], Tensor]) -> Result:
+    """A replayed loss beside an eager one, and whether two replays agree to the bit."""
+    with torch.no_grad():
+        one, two = captured.bind(ids)(), captured.bind(ids)()
+        other = captured.bind(ids.flip(0).roll(1, 1))()
+        return {
+            "captured": float(one),
+            "eager": float(closure()),
+            "repeats": bool(one == two),
+            "another batch": float(other),
+        }
+
+
+def _ours(
+    model: nn.Module, bind: Callable[[Tensor], Callable[[], Tensor]], ids: Tensor, rounds: int, device: str
+) -> Result:
     found: Result = {}
     for name, options in PROGRAMS.items():
         optimizer = KerZOO(model, defer=True, **options)
-        step = functools.partial(optimizer.step, closure)
+
+        def step(optimizer: KerZOO = optimizer) -> None:
+            optimizer.step(bind(ids))
+
         for _ in range(3):
             step()
         if name == "gaussian":
             found["no_synchronisation"] = _no_sync(step, device)
             before = optimizer.sweeps
-            found["memory_step"] = _peak(device, step)
+            found["memory"] = _peak(device, step)
             found["sweeps_a_step"] = (optimizer.sweeps - before) / (3 if device != "cpu" else 1)
             found["memory_trace"] = _trace(device, step)
             found |= _sweeps(Sweeper(optimizer.works, "gaussian"), rounds, device)
-        found[f"step_{name}_ms"] = _median(step, rounds, device)
+        found[f"{name}_ms"] = _median(step, rounds, device)
         optimizer.finish()
     return found
 
@@ -291,30 +474,32 @@ def _sweeps(sweeper: Sweeper, rounds: int, device: str) -> Result:
 
 
 def _public_loop(model: nn.Module, closure: Callable[[], Tensor], rounds: int, device: str) -> Result:
+    """It gives parameters new memory in every sweep, so that its forward passes cannot be captured."""
     loop = MeZOLoop(model, 1e-9, 1e-5)
     step = functools.partial(loop.step, closure)
     for _ in range(2):
         step()
-    return {"memory_loop": _peak(device, step, 2), "loop_ms": _median(step, max(3, rounds - 2), device)}
+    return {"memory": _peak(device, step, 2), "ms": _median(step, max(3, rounds - 2), device)}
 
 
 def _median(program: Callable[[], Any], rounds: int, device: str) -> dict[str, float]:
+    """Of calls one after the other, as in training: the host may run ahead of the device, and does not wait between them."""
     for _ in range(2):
         program()
-    times = []
-    for _ in range(rounds):
-        if device == "cpu":
+    if device == "cpu":
+        times = []
+        for _ in range(rounds):
             start = time.perf_counter()
             program()
             times.append((time.perf_counter() - start) * 1e3)
-            continue
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    else:
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(rounds + 1)]
+        events[0].record()
+        for event in events[1:]:
+            program()
+            event.record()
         torch.cuda.synchronize()
-        begin.record()
-        program()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end))
+        times = [one.elapsed_time(two) for one, two in itertools.pairwise(events)]
     low, median, high = statistics.quantiles(times, n=4, method="inclusive")
     return {"median": median, "low": low, "high": high, "rounds": rounds}
 
@@ -324,26 +509,33 @@ def _sweep_time(elements: int, dtype: torch.dtype, rounds: int, device: str) -> 
     return _median(lambda: flat.add_(1e-8), rounds, device)
 
 
-def _peak(device: str, program: Callable[[], Any], calls: int = 3) -> int:
+def _peak(device: str, program: Callable[[], Any], calls: int = 3) -> dict[str, int]:
+    """Bytes of tensors at most, and bytes that torch held for them, which counts what a CUDA graph keeps for itself too."""
     if device == "cpu":
         program()
-        return 0
+        return {"allocated": 0, "reserved": 0}
     _clean(device)
     torch.cuda.reset_peak_memory_stats()
     for _ in range(calls):
         program()
     torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated()
+    return {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
 
 
 def _trace(device: str, program: Callable[[], Any]) -> list[dict[str, int]]:
-    """Bytes allocated after, and at the peak of, each of five steps."""
+    """Bytes allocated after, at the peak of, and reserved at the peak of, each of five steps."""
     trace: list[dict[str, int]] = []
     for _ in range(5 if device != "cpu" else 0):
         torch.cuda.reset_peak_memory_stats()
         program()
         torch.cuda.synchronize()
-        trace.append({"allocated": torch.cuda.memory_allocated(), "peak": torch.cuda.max_memory_allocated()})
+        trace.append(
+            {
+                "allocated": torch.cuda.memory_allocated(),
+                "peak": torch.cuda.max_memory_allocated(),
+                "reserved": torch.cuda.max_memory_reserved(),
+            }
+        )
     return trace
 
 
@@ -381,10 +573,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--parts", default="check,speed,compare")
+    parser.add_argument(
+        "--parts",
+        default="check,speed,toy,compare",
+        help="check and all its parts, or some of them by name; everything: all number formats",
+    )
     parser.add_argument(
         "--seconds", type=float, default=180, help="compare: start nothing that would end later"
     )
+    parser.add_argument("--earlier", type=Path, help="compare: a result file; what it holds is not run again")
     started = time.monotonic()
     options = parser.parse_args()
     device, quick = options.device, options.quick
@@ -397,20 +594,25 @@ def main() -> None:
 
         return write
 
-    programs: dict[str, Callable[[Callable[[Result], None]], Result]] = {}
-    if "speed" in options.parts:
-        programs["speed"] = lambda keep: speed(device, quick, keep)
-    if "check" in options.parts and device != "cpu":
-        programs["check_noise"] = lambda keep: check_noise(device, 1 << (20 if quick else 26))
-        programs["check_offsets"] = lambda keep: check_offsets(device, quick)
-        programs["check_replay"] = lambda keep: check_replay(device)
-        programs["check_sweep"] = lambda keep: check_sweep(device, "everything" in options.parts)
-    if "compare" in options.parts:
-        budget = Budget.smoke() if quick else Budget.full()
-        until = started + options.seconds
-        programs["toy"] = lambda keep: toy(options.data, device, quick)
-        programs["compare"] = lambda keep: compare(options.data, budget, device, keep, until)
+    budget = Budget.smoke() if quick else Budget.full()
+    until = started + options.seconds
+    wanted = options.parts.split(",")
+    earlier = json.loads(options.earlier.read_text())["parts"]["compare"] if options.earlier else {}
+    programs: dict[str, Callable[[Callable[[Result], None]], Result]] = {
+        "speed": lambda keep: speed(device, quick, keep),
+        "check_noise": lambda keep: check_noise(device, 1 << (20 if quick else 26)),
+        "check_offsets": lambda keep: check_offsets(device, quick),
+        "check_replay": lambda keep: check_replay(device),
+        "check_capture": lambda keep: check_capture(device),
+        "check_stage": lambda keep: check_stage(device),
+        "check_engine": lambda keep: check_engine(options.data, device),
+        "check_sweep": lambda keep: check_sweep(device, "everything" in wanted),
+        "toy": lambda keep: toy(options.data, device, quick),
+        "compare": lambda keep: compare(options.data, budget, device, keep, until, earlier),
+    }
     for name, program in programs.items():
+        if name not in wanted and name.partition("_")[0] not in wanted:
+            continue
         start = time.perf_counter()
         write = keep(name)
         try:

@@ -45,7 +45,7 @@ def test_transpose_degrees_and_coalesce_agree_with_the_dense_matrix(graph: Graph
     torch.testing.assert_close(graph.row_sum(torch.float64), dense.sum(1))
     assert graph.degrees.sum() == graph.num_edges
     merged = graph.coalesced()
-    torch.testing.assert_close(merged.to_dense(), dense)
+    torch.testing.assert_close(merged.to_dense(), dense, rtol=1e-5, atol=1e-5)  # values are added in fp32
     pairs = torch.stack([merged.rows, merged.indices])
     assert pairs.unique(dim=1).shape == pairs.shape
 

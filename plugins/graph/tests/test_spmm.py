@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from planish.errors import DataError, PlanishError
 from planish_graph.convert import from_edges
 from planish_graph.dispatch import SPMM, Candidate, Dispatcher
 from planish_graph.generate import from_degrees
-from planish_graph.graph import Graph
+from planish_graph.graph import Graph, found
 from planish_graph.reference import csr_product, gathered_product
 from planish_graph.spmm import spmm
 
@@ -137,7 +139,7 @@ def test_dispatcher_keeps_the_fastest_correct_candidate_until_the_graph_changes(
     assert choice.name == "quick"
     assert choice.seconds["quick"] == min(choice.seconds.values())
     assert set(choice.rejected) == {"wrong", "missing", "elsewhere"}
-    assert "of the largest number" in choice.rejected["wrong"]
+    assert "of the norm" in choice.rejected["wrong"]
     torch.testing.assert_close(dispatcher(graph, x), spmm(graph, x))
 
     times = len(ran)
@@ -157,9 +159,48 @@ def test_dispatcher_measures_nothing_where_results_must_repeat() -> None:
         choice = SPMM.choose(graph, torch.randn(30, 4))
     finally:
         torch.use_deterministic_algorithms(False)
-    assert choice.name == "torch CSR"
+    assert choice.name == "torch embedding bag"
     assert not choice.seconds
     for kind in KINDS:
         other = awkward(kind)
         x = torch.randn(other.num_cols, 5)
         torch.testing.assert_close(SPMM(other, x), spmm(other, x))
+
+
+def test_candidates_of_other_distributions_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken one is named and does no harm."""
+
+    def broken() -> None:
+        raise RuntimeError("no such library")
+
+    points = [
+        SimpleNamespace(value="one:two", load=lambda: lambda: [Candidate("found", lambda graph, x: None)]),
+        SimpleNamespace(value="three:four", load=broken),
+    ]
+    monkeypatch.setattr("planish_graph.dispatch.entry_points", lambda group: points)
+    dispatcher = Dispatcher("test", SPMM.candidates[:1], group="anything")
+    with pytest.warns(UserWarning, match="three:four gives no candidates: no such library"):
+        dispatcher._discover()
+    assert [candidate.name for candidate in dispatcher.candidates] == ["torch CSR", "found"]
+
+
+def test_choices_differ_by_the_type_of_values() -> None:
+    graph = awkward("rectangular")
+    assert graph.value is not None
+    x = torch.randn(30, 4)
+    choice = SPMM.choose(graph, x)
+    assert SPMM.choose(graph.with_values(graph.value + 1), x) is choice
+    assert SPMM.choose(graph.with_values(graph.value.double()), x) is not choice
+    assert SPMM.choose(graph.with_values(None), x) is not choice
+
+
+def test_operators_find_their_graph_while_it_lives() -> None:
+    graph = awkward("rectangular")
+    plan = graph.plan()
+    same = found(plan.indptr, plan.indices, plan.value, 30)
+    assert same is not None
+    assert same.degrees is graph.degrees, "what was derived is shared"
+    assert found(plan.t_indptr, plan.t_indices, None, 7) is not None
+    assert found(plan.indptr, plan.indices, plan.value, 31) is None
+    del graph, same
+    assert found(plan.indptr, plan.indices, plan.value, 30) is None

@@ -1,11 +1,13 @@
-"""Run with TRITON_INTERPRET=1 by `test_kernels`: the kernel beside the reference in every number format and mode."""
+"""Run with TRITON_INTERPRET=1 by `test_kernels`: every kernel beside its reference, the sweep in every number format and mode."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
+from planish_kerzoo import fused, kernels, noise
 from planish_kerzoo.layout import lay_out
+from planish_kerzoo.stacked import Plain
 from planish_kerzoo.sweep import Operation, Sweeper, Work, make_tables, reference
 
 SHAPES = {"b": (37, 11), "a": (4096,), "c": (5,)}
@@ -44,7 +46,32 @@ def results(case: list[Work], by_kernel: bool, u: str) -> list[torch.Tensor]:
     return [w.segment.local() for w in case] + copies
 
 
+def directions() -> None:
+    keys = torch.tensor([99, noise.as_int64(0xFEDCBA9876543210)])
+    for first in (0, 7, (1 << 20) + 3):
+        for u in ("gaussian", "rademacher"):
+            made = kernels.directions(keys, first, 2, u)  # type: ignore[arg-type]
+            assert torch.equal(made, noise.directions(keys, first, 2, u)), u  # type: ignore[arg-type]
+
+
+def parts_of_a_stacked_model() -> None:
+    """Widths that are no powers of 2, weights that are strided by run, fewer tokens than a block."""
+    runs, prompts, length, heads, groups, width = 2, 3, 10, 4, 2, 6
+    torch.manual_seed(0)
+    x = torch.randn(runs, prompts * length, heads * width)
+    weight = torch.randn(runs, 100)[:, 7 : 7 + heads * width].view(runs, 1, -1)
+    torch.testing.assert_close(fused.norm(x, weight, 1e-5), Plain.norm(x, weight, 1e-5))
+    key, value = torch.randn(2, runs, prompts * length, groups * width)
+    angle = torch.randn(length, width // 2).repeat(1, 2)
+    arguments = (x, key, value, (angle.cos(), angle.sin()), length, heads, groups)
+    torch.testing.assert_close(fused.attention(*arguments), Plain.attention(*arguments), rtol=1e-5, atol=1e-5)
+    gate, up = torch.randn(2, runs, 3, 700)
+    torch.testing.assert_close(fused.gated(gate.clone(), up), Plain.gated(gate, up))
+
+
 def main() -> None:
+    directions()
+    parts_of_a_stacked_model()
     full, half, brain = torch.float32, torch.float16, torch.bfloat16
     cases = [
         (full, None, "gaussian", 0),

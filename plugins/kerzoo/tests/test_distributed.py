@@ -20,7 +20,8 @@ pytestmark = [
 HERE = Path(__file__).parent
 ALONE = "import sys; sys.path.insert(0, sys.argv[1]); import two_processes as t; from safetensors.torch import save_file;"
 ALONE += "o = t.train(t.net(), t.batch());"
-ALONE += "save_file({str(i): w.segment.parameter.detach() for i, w in enumerate(o.works)}, sys.argv[2])"
+ALONE += "save_file({str(i): w.segment.parameter.detach() for i, w in enumerate(o.works)}, sys.argv[2]);"
+ALONE += "import pathlib; save_file(dict(t.stage(pathlib.Path(sys.argv[2] + '-run')).state_dict()), sys.argv[2] + '-stage')"
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
@@ -42,6 +43,9 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         two = load_file(tmp_path / f"two-{mode}")
         assert one.keys() == two.keys()
         assert all(torch.equal(one[name], two[name]) for name in one), mode
+    alone, together = load_file(tmp_path / "one-stage"), load_file(tmp_path / "two-stage")
+    assert all(torch.equal(alone[name], together[name]) for name in alone)
+    assert all("logs True" in output for output, _ in ended[:2])
     lines = [
         line.split() for output, _ in ended[:2] for line in output.splitlines() if line.startswith("sharded")
     ]

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from planish.config import validate
 from planish.errors import ConfigError, DataError
 from planish_kerzoo import curves
-from planish_kerzoo.benchmark import MEZO, OURS, Budget, best_stable, verdict
 from planish_kerzoo.config import Options
+from planish_kerzoo.contest import MEZO, OURS, Budget, Plan
 from planish_kerzoo.estimator import LAWS, Estimator, Nodes, Uniform
+from planish_kerzoo.verdict import best_stable, verdict
 
 # (E[r K], E[r^3 K], E[r^5 K], E[(r K)^2]) at C = 1, rho = 1
 TABLE = {
@@ -230,37 +231,48 @@ def test_compat_sets_what_the_authors_code_does_and_can_be_overridden() -> None:
             assert s.weight == pytest.approx(15 * s.r * (5 - 7 * s.r**2) / 3)
 
 
-def test_rates_beyond_the_first_that_diverges_are_not_chosen() -> None:
-    assert best_stable([0.68, 0.67, 0.70, 32.0, 0.66], 0.72) == 1  # 0.66 is what exploded weights end at
-    assert best_stable([0.8, 0.6], 0.7) == 0
-    assert best_stable([float("inf"), 0.1], 0.7) == 0
+def test_rates_beyond_the_first_that_explodes_are_not_chosen() -> None:
+    final = [0.68, 0.67, 0.70, 32.0, 0.66]  # 0.66 is what exploded weights may end at
+    assert best_stable(final, [True, True, True, False, False]) == 1
+    assert best_stable(final, [True, False, True, True, True]) == 0
+    assert best_stable([0.8, 0.6], [True, True]) == 1
+    assert best_stable([float("inf"), 0.1], [False, True]) == 0
 
 
 def test_verdict_and_curves_of_a_comparison(tmp_path: Path) -> None:
     def entry(final: float, tuning: float) -> dict[str, Any]:
         tasks = ("sst2", "cb")
         seeds = [final, final + 0.01, final - 0.01]
+        objective = {"sst2": seeds, "cb": [v + 0.005 * (i - 1) for i, v in enumerate(seeds)]}
+        rates = {key: [tuning, tuning + 0.1] for key in tasks}
         return {
             "lr": dict.fromkeys(tasks, 1e-4),
-            "tuning": {key: [tuning, tuning + 0.1] for key in tasks},
-            "start": dict.fromkeys(tasks, [1.0] * 3),
-            "objective": {"sst2": seeds, "cb": [v + 0.005 * (i - 1) for i, v in enumerate(seeds)]},
+            "tuning": rates,
+            "averaged tuning": rates,
+            "steady": {key: [True, True] for key in tasks},
+            "objective": objective,
+            "averaged objective": objective,
             "curve forwards": [0, 4, 8],
             "curve objective": {key: [1.0, 0.9, final] for key in tasks},
             "curve accuracy": {key: [0.5, 0.6, 0.7] for key in tasks},
         }
 
     ours, other = OURS[:2]
-    budget = Budget({"m": 8}, {"m": (1e-4, 1e-3)}, ("sst2", "cb"), seeds=(0, 1, 2))
+    budget = Budget(
+        {"m": Plan(8, (1e-4, 1e-3), (100,), (MEZO, ours, other))}, ("sst2", "cb"), seeds=(0, 1, 2)
+    )
     result: dict[str, Any] = {
         "m": {"grid": [], MEZO: entry(0.6, 0.6), ours: entry(0.5, 0.5), other: entry(0.4, 0.9)}
     }
-    found = verdict(result, budget)["m"]
+    found = verdict(result, budget)["last"]
     assert found["best of ours on the tuning seeds"] == ours  # although the other one ends lower
-    assert found["at or above MeZO"] == ["sst2", "cb"]
-    assert found["holds"]
+    assert found["m"]["at or below MeZO"] == ["sst2", "cb"]
+    assert found["m"]["holds"]
     result["m"][ours] = entry(0.7, 0.5)
-    assert verdict(result, budget)["m"]["worse"] == ["sst2", "cb"]
+    assert verdict(result, budget)["averaged"]["m"]["worse"] == ["sst2", "cb"]
+    result["m"][ours]["steady"]["cb"] = [False, True]  # no rate can be relied on
+    result["m"][ours]["steady"]["sst2"] = [False, True]
+    assert verdict(result, budget)["last"]["best of ours on the tuning seeds"] == other
     (tmp_path / "c.json").write_text(json.dumps({"parts": {"compare": result}}))
     curves.main(tmp_path / "c.json", tmp_path / "c.svg")
     assert ElementTree.parse(tmp_path / "c.svg").getroot().tag.endswith("svg")

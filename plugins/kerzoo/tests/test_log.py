@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from planish.errors import ArtifactError, RunError
-from planish_kerzoo import KerZOO, RunLog, replay
+from planish.config import validate
+from planish.errors import ArtifactError, ConfigError, PlanishError, RunError
+from planish_kerzoo import KerZOO, RunLog, average, replay
+from planish_kerzoo.config import KerZOOConfig
 from planish_kerzoo.estimator import Sample
 from planish_kerzoo.log import Step
 
@@ -68,6 +70,36 @@ def test_replay_gives_the_weights_bit_for_bit(tmp_path: Path, options: dict[str,
     assert replay(tmp_path / "log", optimizer) == 8
     assert optimizer.forwards == 0
     assert same(trained, base)
+
+
+@pytest.mark.parametrize("options", [{}, {"n": 3, "restore": "exact"}, {"sides": 1, "n": 2}], ids=str)
+@pytest.mark.parametrize("share", [0.4, 1.0])
+def test_the_log_gives_the_mean_of_the_weights_too(
+    tmp_path: Path, options: dict[str, Any], share: float
+) -> None:
+    model = net()
+    log = RunLog(tmp_path / "log")
+    optimizer = KerZOO(model, lr=1e-2, log=log, **options)
+    seen = []
+    for number in range(10):
+        optimizer.step(lambda number=number: loss(model) if number != 7 else torch.tensor(float("nan")))
+        seen.append([p.detach().clone() for p in model.parameters()])
+    optimizer.finish()
+    average(log, optimizer, share)
+    last = round(10 * share)
+    for index, parameter in enumerate(model.parameters()):
+        expected = torch.stack([weights[index] for weights in seen[-last:]]).mean(0)
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_cannot_be_averaged_is_refused(tmp_path: Path) -> None:
+    run(tmp_path / "log", 3, compat="authors")
+    with pytest.raises(PlanishError, match="cannot be taken back"):
+        average(tmp_path / "log", KerZOO(net(), compat="authors"), 1.0)
+    with pytest.raises(PlanishError, match=r"share = 0 is not in \(0, 1\]"):
+        average(tmp_path / "log", KerZOO(net()), 0)
+    with pytest.raises(ConfigError, match=r"average = 0\.5 with clip"):
+        validate(KerZOOConfig, {"compat": "authors", "average": 0.5}, "kerzoo")
 
 
 def test_a_changing_learning_rate_and_skipped_steps_are_replayed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -13,7 +14,9 @@ from torch import nn
 import planish
 from planish.cli import listing
 from planish.errors import DataError, PlanishError
+from planish_kerzoo.benchmark import compare, table
 from planish_kerzoo.config import KerZOOConfig
+from planish_kerzoo.contest import ADAMW, AUTHORS, MEZO, Budget, Plan
 from planish_kerzoo.estimator import Estimator
 from planish_kerzoo.log import RunLog, replay
 from planish_kerzoo.optimizer import KerZOO
@@ -194,6 +197,30 @@ def test_prompts_of_all_tasks(shared: Path) -> None:
         assert bool((task.ids[torch.arange(50), task.last] > 0).all())
     with pytest.raises(DataError, match="task cb"):
         load("cb", shared / "nowhere", tokenizer)
+
+
+def test_a_comparison_is_continued_and_keeps_to_its_time(shared: Path) -> None:
+    plan = Plan(8, (1e-5,), (100,), (MEZO, "leave-one-out, n=4", AUTHORS, ADAMW))
+    budget = Budget({"stories260k": plan}, ("copa",), (10, 11), 2, (1e-3,), {"train": 8, "test": 4}, 1)
+    kept: list[list[str]] = []
+    nothing = compare(shared, budget, "cpu", until=0)
+    assert len(nothing["left out"]) == 4
+    first = dataclasses.replace(
+        budget, plans={"stories260k": dataclasses.replace(plan, estimators=plan.estimators[:2])}
+    )
+    earlier = json.loads(json.dumps(compare(shared, first, "cpu")))
+    result = compare(
+        shared, budget, "cpu", lambda r: kept.append(list(r["stories260k"])[-1:]), earlier=earlier
+    )
+    assert kept == [[AUTHORS], [ADAMW]]
+    assert result["left out"] == []
+    assert result["stories260k"][MEZO] == earlier["stories260k"][MEZO]
+    assert result["bar"]["last"]["best of ours on the tuning seeds"] == "leave-one-out, n=4"
+    rows = list(table(result, budget, "this", "command"))
+    assert len(rows) == 3 * 3
+    assert sum(row.bar is not None for row in rows) == 1
+    with pytest.raises(DataError, match="other seeds"):
+        compare(shared, dataclasses.replace(budget, seeds=(1, 2)), "cpu", earlier=earlier)
 
 
 def test_only_llama_is_stacked() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from planish_kerzoo import KerZOO
+import planish
+from planish_kerzoo import CapturedLoss, KerZOO
+from planish_kerzoo.log import share_log
 
 
 def net() -> nn.Sequential:
@@ -45,10 +49,31 @@ def sharded() -> nn.Module:
     return model
 
 
+def stage(folder: Path) -> nn.Module:
+    """The stage on two microbatches, each process in a folder of its own. A log that is there already is gone on with."""
+    x = torch.linspace(-1, 1, 360).view(40, 9)
+    values = {"train_x": x, "train_y": (x[:, 0] > 0).long(), "test_x": x, "test_y": (x[:, 0] > 0).long()}
+    task = planish.Classification(data=planish.Tensors(values=values), input="input")
+    options = {"steps": 8, "batch": 6, "microbatches": 2, "lr": 1e-2, "unit": 4}
+    result = planish.Pipeline(task=task).then("kerzoo", **options).run(net(), out=folder, measure="none")
+    return result.load(module=net()).module  # type: ignore[no-any-return]
+
+
+def killed_at_other_steps(rank: int, folder: Path) -> bool:
+    """Logs that ended at different steps: every process goes on with that of the first one."""
+    log = folder / f"{rank}.log"
+    log.write_bytes(b"first" if rank == 0 else b"a longer one")
+    share_log(log)
+    return log.read_bytes() == b"first"
+
+
 def main(rank: int, rendezvous: str, out: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     for mode, model in (("data-parallel", net()), ("sharded", sharded())):
         optimizer = train(model, [batch()[rank]])
+        captured = CapturedLoss(model, functools.partial(loss, model))
+        captured.bind(batch()[rank])()
+        assert (captured.refused == "its parameters are sharded") == (mode == "sharded")
         parameters = [work.segment.parameter for work in optimizer.works]
         values = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in parameters]
         if rank == 0:
@@ -56,6 +81,10 @@ def main(rank: int, rendezvous: str, out: str) -> None:
         print(
             mode, sum(len(work.segment.local()) for work in optimizer.works), sum(v.numel() for v in values)
         )
+    trained = stage(Path(f"{out}-{rank}"))
+    if rank == 0:
+        save_file(dict(trained.state_dict()), f"{out}-stage")
+    print("logs", killed_at_other_steps(rank, Path(f"{out}-{rank}")))
     dist.barrier()
     dist.destroy_process_group()
 

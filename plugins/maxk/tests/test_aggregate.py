@@ -77,15 +77,22 @@ def test_only_kept_values_and_positions_are_saved() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         aggregate(graph, maxk(x, 16))
-    # Positions are saved by top-k and by the product, values by the product: the full width never is.
-    assert sum(saved) == 40 * 16 * (1 + 1 + 4)
+        # Positions are saved by top-k and by the product: neither values nor the full width.
+        assert sum(saved) == 40 * 16 * (1 + 1)
+        saved.clear()
+        assert graph.value is not None
+        weighted = graph.with_values(graph.value.clone().requires_grad_())
+        own |= {t.data_ptr() for t in weighted.plan() if t is not None}
+        aggregate(weighted, maxk(x, 16))
+        # Values are for the gradient of the weights.
+        assert sum(saved) == 40 * 16 * (1 + 1 + 4)
 
 
 def test_operator_is_registered_as_torch_expects() -> None:
     graph = awkward("rectangular")
     rows = maxk(torch.randn(30, 6), 2)
     values = rows.values.detach().requires_grad_()
-    arguments = (*graph.plan(), None, None, None, values, rows.positions, 6, "dense")
+    arguments = (*graph.plan(), *[None] * 6, values, rows.positions, 6, "dense", "dense")
     torch.library.opcheck(torch.ops.planish_maxk.aggregate.default, arguments)
 
 
@@ -112,7 +119,7 @@ def test_two_runs_agree_bit_by_bit() -> None:
     assert torch.equal(aggregate(graph, rows), aggregate(graph, rows))
     torch.use_deterministic_algorithms(True)
     try:
-        assert choose(graph, rows) == "dense"
+        assert choose(graph, rows) == ("dense", "dense")
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -129,10 +136,10 @@ def test_a_kernel_of_another_distribution_takes_its_place(monkeypatch: pytest.Mo
         ran.append("backward")
         return dense.backward(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setitem(WAYS, "fast", type(dense)(forward, backward, segment=16))
+    monkeypatch.setitem(WAYS, "fast", type(dense)(forward, backward))
     graph = awkward("rectangular")
     x = torch.randn(30, 6, requires_grad=True)
-    assert choose(graph, maxk(x, 2)) == "fast"
+    assert choose(graph, maxk(x, 2)) == ("fast", "fast")
     aggregate(graph, maxk(x, 2)).sum().backward()
     assert ran == ["forward", "backward"]
 
@@ -154,7 +161,7 @@ ROWS = maxk(torch.ones(30, 4), 2)
         (maxk(torch.ones(29, 4), 2), "auto", "29 rows; valid: 30"),
         (ROWS._replace(values=ROWS.values.to("meta")), "auto", "values on meta, the graph is on cpu"),
         (ROWS._replace(positions=ROWS.positions[:, :1]), "auto", "valid: equal shapes"),
-        (ROWS, "fastest", "how = 'fastest' is not one of auto, dense, triton, entries"),
+        (ROWS, "fastest", "how = 'fastest' is not one of auto, dense, cuda, cuda-sorted, triton, entries"),
     ],
 )
 def test_bad_input_is_one_line(rows: CBSR, how: str, text: str) -> None:

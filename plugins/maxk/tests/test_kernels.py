@@ -85,4 +85,4 @@ def test_the_plugin_works_without_triton() -> None:
     )
     lines = run("-c", program).splitlines()
     assert lines[0] == "[[0.0, 1.0], [1.0, 0.0]]"
-    assert lines[1].startswith("aggregate: how = 'triton' needs triton, which is not installed")
+    assert lines[1].startswith("aggregate: how = 'triton' needs triton, a CUDA device, and no float64")

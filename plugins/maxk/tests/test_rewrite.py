@@ -15,6 +15,7 @@ from planish_graph.generate import planted_communities
 from planish_maxk.cbsr import maxk
 from planish_maxk.nets import GraphNet
 from planish_maxk.rewrite import Rewritten, disagreement, rewrite
+from planish_maxk.training import saved_bytes
 
 DATA = planted_communities(80, 4, features=12)
 EDGES = torch.stack([DATA.graph.indices, DATA.graph.rows])
@@ -121,6 +122,27 @@ def test_plain_networks(
     both = [torch.autograd.grad(y.pow(2).sum(), parameters) for y in (made(**batch), expected)]
     for ours, wanted in zip(*both, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "batch", "places"), PLAIN, ids=[kind.__name__ for kind, _, _ in PLAIN])
+@pytest.mark.parametrize("what", ["layers", "everything"])
+def test_what_is_recomputed_is_the_same(
+    what: Any, kind: type[nn.Module], batch: dict[str, Any], places: int
+) -> None:
+    torch.manual_seed(0)
+    net = kind()
+    results, kept = [], []
+    for recompute in ("nothing", what):
+        made = rewrite(net, 4, batch, recompute).train()
+        assert len(made.places) == places
+        torch.manual_seed(1)
+        y = made(**batch)
+        results.append([y, *torch.autograd.grad(y.pow(2).sum(), list(net.parameters()))])
+        kept.append(saved_bytes(made, batch))
+        assert torch.equal(copy.deepcopy(made).eval()(**batch), rewrite(net.eval(), 4)(**batch))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other), "dropout is drawn the same a second time"
+    assert what == "layers" or kept[1] < kept[0], "without normalisation layers alone may save nothing"
 
 
 @pytest.mark.parametrize("layout", ["csr", "dense"])

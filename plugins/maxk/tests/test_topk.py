@@ -110,6 +110,8 @@ def test_operators_are_registered_as_torch_expects() -> None:
     torch.library.opcheck(torch.ops.planish_maxk.top_k.default, (x, 3))
     values, index = torch.ops.planish_maxk.top_k(x.detach(), 3)
     torch.library.opcheck(torch.ops.planish_maxk.expand.default, (values, index, 9))
+    torch.library.opcheck(torch.ops.planish_maxk.to_dense.default, (values.requires_grad_(), index, 9))
+    torch.library.opcheck(torch.ops.planish_maxk.pick.default, (x.detach(), index))
 
 
 def test_second_backward_is_refused() -> None:

@@ -268,6 +268,21 @@ def test_half_precision_keeps_its_format() -> None:
 # ---- which layers ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("converters", [Converters(), Converters(adc_bits=8, adc_range="max")])
+def test_a_forward_pass_needs_no_switch_for_gradients(converters: Converters) -> None:
+    """Norms before a layer ask for gradients of its input; conversions have none, and say so by their result."""
+    net = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 4))
+    x = torch.randn(3, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RangeWarning)
+        to_crossbars(net, Setup(converters=converters))
+        y = net(x)
+        with torch.no_grad():
+            assert torch.equal(y, net(x))
+    inside = net[2].product(net[1](torch.randn(3, 8)))
+    assert not inside.requires_grad
+
+
 def test_tied_heads_attention_projections_and_skipped_layers_stay_digital() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

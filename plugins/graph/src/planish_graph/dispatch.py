@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
 import torch
@@ -11,8 +13,9 @@ from torch import Tensor
 
 from planish import timing
 from planish.errors import PlanishError
+from planish_graph import cusparse
 from planish_graph.graph import Graph
-from planish_graph.reference import bag_product, csr_product, gathered_product
+from planish_graph.reference import CHUNK, bag_product, csr_product, gathered_product, sampled_product
 
 Program = Callable[[], Tensor]
 
@@ -52,27 +55,33 @@ class Dispatcher:
     """Chooses among candidates, never a slower one than it measured.
 
     The choice is kept on the graph for each kind of operands (widths and types), and made anew when the graph changes.
-    Candidates whose result differs from the first one's by more than ``tolerance`` of its largest number are not
-    timed. With `torch.use_deterministic_algorithms` nothing is timed: the first deterministic candidate runs, so that
-    two runs agree bit by bit.
+    Candidates whose result is further from the first one's than rounding explains are not timed. With
+    `torch.use_deterministic_algorithms` nothing is timed: the last deterministic candidate runs, so that two runs
+    agree bit by bit, in kernels of other distributions where there are any. While a CUDA graph is captured nothing
+    can be timed either: what was not chosen before runs the first candidate.
 
     Args:
         name: of the product, for the cache.
-        candidates: in order of preference; the first is the reference, always applies and is deterministic.
-        tolerance: relative to the largest number of the reference result, by type.
+        candidates: the first is the reference and always applies.
+        group: entry points that name functions without arguments, each giving more candidates; they are asked at the
+            first choice on a CUDA device.
     """
 
-    TOLERANCE: ClassVar[dict[torch.dtype, float]] = {
-        torch.float64: 1e-10,
-        torch.float32: 1e-4,
-        torch.float16: 4e-3,
-        torch.bfloat16: 3e-2,
+    TOLERANCE: ClassVar[dict[torch.dtype, tuple[float, float]]] = {
+        torch.float64: (1e-12, 1e-10),
+        torch.float32: (1e-5, 1e-4),
+        torch.float16: (6e-4, 4e-3),
+        torch.bfloat16: (5e-3, 3e-2),
     }
+    """By type: of the difference's norm relative to the result's, and of its largest number relative to the largest."""
 
-    def __init__(self, name: str, candidates: Sequence[Candidate], rounds: int = 5) -> None:
+    def __init__(
+        self, name: str, candidates: Sequence[Candidate], rounds: int = 5, group: str | None = None
+    ) -> None:
         self.name = name
         self.candidates = list(candidates)
         self.rounds = rounds
+        self._group = group
 
     def register(self, candidate: Candidate) -> None:
         """Add a candidate; graphs that chose before choose again.
@@ -86,47 +95,77 @@ class Dispatcher:
 
     def choose(self, graph: Graph, *operands: Any) -> Choice:
         """The choice for this graph and operands like these; measured on first use."""
-        strict = torch.are_deterministic_algorithms_enabled()
-        names = tuple(candidate.name for candidate in self.candidates)
-        key: Hashable = ("dispatch", self.name, names, strict, *map(_kind, operands))
-        return graph.checked().kept(key, lambda: self._measure(graph, operands, strict))
+        return self._choice(graph, operands, capturing=False)
 
     def __call__(self, graph: Graph, *operands: Any) -> Tensor:
         """Run the chosen candidate."""
-        chosen = self.choose(graph, *operands).name
+        capturing = graph.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        chosen = self._choice(graph, operands, capturing).name
         candidate = next(c for c in self.candidates if c.name == chosen)
         program = candidate.prepare(graph, *operands)
         assert program is not None
         return program()
 
+    def _choice(self, graph: Graph, operands: tuple[Any, ...], capturing: bool) -> Choice:
+        if self._group and graph.device.type == "cuda":
+            self._discover()
+        strict = torch.are_deterministic_algorithms_enabled()
+        values = None if graph.value is None else graph.value.dtype
+        key: Hashable = ("dispatch", self.name, len(self.candidates), strict, values, *map(_kind, operands))
+        graph.checked()
+        if capturing and not graph.has(key):
+            return Choice(self.candidates[0].name, {}, {})
+        return graph.kept(key, lambda: self._measure(graph, operands, strict))
+
+    def _discover(self) -> None:
+        group, self._group = self._group, None
+        for entry in entry_points(group=group):
+            try:
+                for candidate in entry.load()():
+                    if all(candidate.name != other.name for other in self.candidates):
+                        self.register(candidate)
+            except Exception as error:
+                warnings.warn(
+                    f"dispatcher {self.name}: {entry.value} gives no candidates: {error}", stacklevel=4
+                )
+
     def _measure(self, graph: Graph, operands: tuple[Any, ...], strict: bool) -> Choice:
         if strict:
-            chosen = next(c for c in self.candidates if c.deterministic and c.prepare(graph, *operands))
-            return Choice(chosen.name, {}, {})
+            fixed = (c for c in reversed(self.candidates) if c.deterministic and c.prepare(graph, *operands))
+            return Choice(next(fixed, self.candidates[0]).name, {}, {})
         programs: dict[str, Program] = {}
         rejected: dict[str, str] = {}
         expected: Tensor | None = None
         for candidate in self.candidates:
-            program = candidate.prepare(graph, *operands)
-            if program is None:
-                rejected[candidate.name] = "does not apply"
-                continue
             try:
+                program = candidate.prepare(graph, *operands)
+                if program is None:
+                    rejected[candidate.name] = "does not apply"
+                    continue
                 result = program()
-            except (RuntimeError, NotImplementedError) as error:  # a type or device its library does not know
+            except (RuntimeError, NotImplementedError, PlanishError) as error:
+                # A type or device that it does not know, or too little memory.
                 rejected[candidate.name] = str(error).splitlines()[0]
                 continue
             if expected is None:
                 expected = result
-            worst = _difference(expected, result)
-            if worst <= self.TOLERANCE[expected.dtype]:
-                programs[candidate.name] = program
+            wrong = _wrong(expected, result, *self.TOLERANCE[expected.dtype])
+            if wrong:
+                rejected[candidate.name] = wrong
             else:
-                rejected[candidate.name] = f"wrong by {worst:.1e} of the largest number"
+                programs[candidate.name] = program
         if not programs:
             raise PlanishError(f"dispatcher {self.name}: no candidate applies ({rejected})")
-        device = "cuda" if graph.device.type == "cuda" else "cpu"
-        taken = timing.interleaved(programs, warmup=1, rounds=self.rounds, device=device)
+        return self._timed(programs, rejected, "cuda" if graph.device.type == "cuda" else "cpu")
+
+    def _timed(self, programs: dict[str, Program], rejected: dict[str, str], device: str) -> Choice:
+        taken = timing.interleaved(programs, warmup=1, rounds=1, device=device)
+        rough = min(t.seconds.median for t in taken.values())
+        # Programs that are short beside the clock run several times a sample; clearly slower ones are not run again.
+        limit = 1.3 * rough + 5e-5
+        near = {name: programs[name] for name, t in taken.items() if t.seconds.median <= limit}
+        calls = max(1, min(20, int(2e-3 / max(rough, 1e-6))))
+        taken |= timing.interleaved(near, warmup=0, rounds=self.rounds, calls=calls, device=device)
         seconds = {name: t.seconds.median for name, t in taken.items()}
         return Choice(min(seconds, key=lambda name: seconds[name]), seconds, rejected)
 
@@ -138,29 +177,62 @@ def _kind(operand: Any) -> Hashable:
     return operand  # type: ignore[no-any-return]
 
 
-def _difference(expected: Tensor, result: Tensor) -> float:
-    if result.numel() == 0:
-        return 0.0
-    scale = expected.abs().max().double().clamp_min(1e-30)
-    worst = float((expected.double() - result.double()).abs().max() / scale)
-    return worst if worst == worst else float("inf")
+def _wrong(expected: Tensor, result: Tensor, norm: float, largest: float) -> str | None:
+    """What is wrong with a result, or None. Compared some rows at a time, because large ones leave little memory."""
+    step = max(1, CHUNK // max(1, expected.numel() // max(1, len(expected))))
+    squares = torch.zeros(2, dtype=torch.float64, device=expected.device)
+    tops = torch.zeros_like(squares)
+    for part, other in zip(expected.split(step), result.split(step), strict=True):
+        if part.numel():
+            both = torch.stack([part.double() - other.double(), part.double()]).flatten(1).abs()
+            squares += both.square().sum(1)
+            tops = torch.maximum(tops, both.amax(1))
+    for what, bound, (off, of) in (
+        ("norm", norm, squares.sqrt().tolist()),
+        ("largest number", largest, tops.tolist()),
+    ):
+        worst = off / max(of, 1e-30)
+        if not worst <= bound:  # NaN too
+            return f"wrong by {worst:.1e} of the {what}"
+    return None
 
 
 def _plain(product: Callable[..., Tensor]) -> Callable[[Graph, Tensor], Program]:
     return lambda graph, x: lambda: product(graph.indptr, graph.indices, graph.value, x)
 
 
-def _bag(graph: Graph, x: Tensor) -> Program | None:
-    fits = x.dtype in (torch.float32, torch.float64) and graph.num_edges > 0
-    return (lambda: bag_product(graph.indptr, graph.indices, graph.value, x)) if fits else None
+def _on_cpu(product: Callable[..., Tensor]) -> Callable[[Graph, Tensor], Program | None]:
+    """For what is never the fastest on a GPU, and may be so slow there that it is not worth timing."""
+    return lambda graph, x: _plain(product)(graph, x) if graph.device.type == "cpu" else None
+
+
+def _cusparse(algorithm: str) -> Candidate:
+    program = lambda graph, x: cusparse.product(graph, x, algorithm)  # noqa: E731
+    return Candidate(f"cuSPARSE {algorithm}", program, deterministic=False)
 
 
 SPMM = Dispatcher(
     "spmm",
     [
-        Candidate("torch CSR", _plain(csr_product)),
-        Candidate("torch embedding bag", _bag),
-        Candidate("torch gather and add", _plain(gathered_product), deterministic=False),
+        Candidate("torch CSR", _plain(csr_product), deterministic=False),
+        Candidate("torch embedding bag", _plain(bag_product)),
+        Candidate("torch gather and add", _on_cpu(gathered_product), deterministic=False),
+        *map(_cusparse, cusparse.ALGORITHMS),
     ],
+    group="planish.spmm",
 )
-"""A x without gradients. Distributions with kernels add theirs by `Dispatcher.register`."""
+"""A x without gradients. Distributions with kernels add theirs by `Dispatcher.register`, or by an entry point of the
+group ``planish.spmm``, which is found without any call."""
+
+
+SDDMM = Dispatcher(
+    "sddmm",
+    [
+        Candidate(
+            "torch in chunks",
+            lambda graph, grad, x: lambda: sampled_product(graph.indptr, graph.indices, grad, x),
+        )
+    ],
+    group="planish.sddmm",
+)
+"""[E] inner products of grad [N, D] and x [M, D] at the entries of A: the gradient of its values."""

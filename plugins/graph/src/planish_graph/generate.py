@@ -22,7 +22,8 @@ def from_degrees(degrees: Tensor, *, locality: float = 0.0, block: int = 2048, s
     """A square graph whose row i has exactly ``degrees[i]`` entries, duplicates kept, columns sorted in each row.
 
     Columns are drawn in proportion to degree (Chung and Lu), or, with probability ``locality``, uniformly from the
-    row's own block of ``block`` consecutive ids. Index type int32 while entries fit, else int64.
+    row's own block of ``block`` consecutive ids. Index type int32 while entries fit, else int64. The graph is made on
+    the device of ``degrees``; one seed gives one graph there, but another one on another kind of device.
 
     Raises:
         DataError: negative or no degrees, or a parameter out of range.
@@ -33,18 +34,19 @@ def from_degrees(degrees: Tensor, *, locality: float = 0.0, block: int = 2048, s
         raise DataError(f"locality = {locality}; valid: 0 to 1")
     if block < 1:
         raise DataError(f"block = {block}; valid: 1 or more")
-    degrees = degrees.to(torch.int64).cpu()
-    nodes, generator = len(degrees), torch.Generator().manual_seed(seed)
+    degrees, device = degrees.to(torch.int64), degrees.device
+    nodes, generator = len(degrees), torch.Generator(device).manual_seed(seed)
     indptr = row_pointer(degrees, torch.int64)
     entries = int(indptr[-1])
     row = torch.repeat_interleave(degrees, output_size=entries)
     if entries:
-        mass = torch.randint(0, entries, (entries,), generator=generator)
+        mass = torch.randint(0, entries, (entries,), generator=generator, device=device)
         column = torch.searchsorted(indptr[1:], mass, right=True)
         first = row // block * block
         width = (nodes - first).clamp_max(block)
-        near = first + (torch.rand(entries, generator=generator, dtype=torch.float64) * width).long()
-        column = torch.where(torch.rand(entries, generator=generator) < locality, near, column)
+        share = torch.rand(entries, generator=generator, dtype=torch.float64, device=device)
+        local = torch.rand(entries, generator=generator, device=device) < locality
+        column = torch.where(local, first + (share * width).long(), column)
         column = column[row_order(row, column)]
     else:
         column = row
@@ -90,6 +92,8 @@ def lognormal_degrees(nodes: int, entries: int, largest: int, sigma: float, *, s
         factor = (low + high) / 2
         degrees = np.clip(np.rint(factor * weight), 1, largest)
         low, high = (low, factor) if degrees.sum() > entries else (factor, high)
+        if degrees.sum() == entries or not low < (low + high) / 2 < high:
+            break
     return torch.from_numpy(np.clip(np.rint(low * weight), 1, largest).astype(np.int64))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar, cast
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -34,6 +35,17 @@ class Plan(NamedTuple):
 class _Kept:
     stamp: Stamp
     made: Any
+
+
+class _Cache(dict[Hashable, _Kept]):
+    """What was derived from a structure. Shared by the graphs that differ in their values alone."""
+
+    def __init__(self, indptr: Tensor, indices: Tensor, num_cols: int) -> None:
+        super().__init__()
+        self.indptr, self.indices, self.num_cols = indptr, indices, num_cols
+
+
+_live: WeakValueDictionary[tuple[int, ...], _Cache] = WeakValueDictionary()
 
 
 class Graph:
@@ -66,7 +78,7 @@ class Graph:
         self.value = None if value is None else _plain(value)
         self.num_rows = len(indptr) - 1
         self.num_cols = self.num_rows if num_cols is None else num_cols
-        self._kept: dict[Hashable, _Kept] = {}
+        self._kept = _Cache(self.indptr, self.indices, self.num_cols)
         check.fits(self.indptr.dtype, self.num_rows, self.num_cols, self.num_edges)
         self.checked()
 
@@ -90,6 +102,22 @@ class Graph:
         return self.kept("degrees", lambda: self.indptr.diff().to(torch.int64))
 
     @property
+    def longest_row(self) -> int:
+        """Entries of the row that has most."""
+        return self.kept("longest row", lambda: int(self.degrees.max()) if self.num_rows else 0)
+
+    def columns32(self) -> Tensor:
+        """[E] the indices in int32, as kernels read them whatever the number of entries.
+
+        Raises:
+            DataError: more than 2^31 - 1 columns.
+        """
+        if self.indices.dtype == torch.int32:
+            return self.indices
+        check.fits(torch.int32, self.num_rows, self.num_cols, 0)
+        return self.kept("columns32", lambda: self.indices.to(torch.int32))
+
+    @property
     def rows(self) -> Tensor:
         """[E], the row of every entry."""
         return self.kept("rows", self._rows)
@@ -97,6 +125,13 @@ class Graph:
     def _rows(self) -> Tensor:
         numbers = torch.arange(self.num_rows, dtype=self.indptr.dtype, device=self.device)
         return numbers.repeat_interleave(self.degrees, output_size=self.num_edges)
+
+    def values32(self) -> Tensor | None:
+        """[E] the values in fp32 and without gradients, or None."""
+        if self.value is None or self.value.dtype == torch.float32:
+            return None if self.value is None else self.value.detach()
+        value = self.value
+        return self.kept("values32", lambda: value.to(torch.float32), values=True)
 
     def row_sum(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """[num_rows] A 1, the sum of each row's values in ``dtype``; carries gradients of the values."""
@@ -122,6 +157,11 @@ class Graph:
                 found = self._kept[key] = _Kept(stamp, build())
         return cast("T", found.made)
 
+    def has(self, key: Hashable) -> bool:
+        """Whether `kept` would find ``key`` without building it."""
+        kept = self._kept.get(key)
+        return kept is not None and kept.stamp == self._stamp(values=False)
+
     def _stamp(self, values: bool) -> Stamp:
         tensors = [self.indptr, self.indices]
         if values and self.value is not None:
@@ -134,8 +174,15 @@ class Graph:
         Raises:
             DataError: an index is out of range, or ``indptr`` is not a row pointer.
         """
-        self.kept("checked", lambda: check.structure(self.indptr, self.indices, self.num_cols))
+        self.kept("checked", self._check)
         return self
+
+    def _check(self) -> bool:
+        check.structure(self.indptr, self.indices, self.num_cols)
+        self._kept.indptr, self._kept.indices = self.indptr, self.indices
+        if (key := _place(self.indptr, self.indices, self.num_cols)) is not None:
+            _live[key] = self._kept
+        return True
 
     def transposed(self) -> tuple[Tensor, Tensor, Tensor]:
         """Row pointer [num_cols + 1], columns [E] and entry numbers [E] of A^T; rows ascending in each of its rows."""
@@ -149,7 +196,10 @@ class Graph:
     def plan(self) -> Plan:
         """The tensors that the operators take; see `Plan`."""
         self.checked()
-        return Plan(self.indptr, self.indices, self.value, *self.transposed())
+        transposed = self.transposed()
+        # A graph of its own, so that `found` finds it in a backward pass.
+        self.kept("transposed graph", lambda: Graph(*transposed[:2], num_cols=self.num_rows))
+        return Plan(self.indptr, self.indices, self.value, *transposed)
 
     # ---- other graphs -------------------------------------------------------------------------------------------
 
@@ -202,9 +252,32 @@ class Graph:
         return Graph(row_pointer(counts, self.indptr.dtype), indices, value, self.num_cols)
 
 
+def found(indptr: Tensor, indices: Tensor, value: Tensor | None, num_cols: int) -> Graph | None:
+    """The graph that these tensors are the structure of, with these values, if it still lives: how an operator, which
+    is given plain tensors, gets at what was derived from the graph."""
+    key = _place(indptr, indices, num_cols)
+    cache = None if key is None else _live.get(key)
+    if cache is None:
+        return None
+    graph = object.__new__(Graph)
+    graph.indptr, graph.indices, graph.value = cache.indptr, cache.indices, value
+    graph.num_rows, graph.num_cols, graph._kept = len(indptr) - 1, num_cols, cache
+    return graph
+
+
+def _place(indptr: Tensor, indices: Tensor, num_cols: int) -> tuple[int, ...] | None:
+    """Where a structure lies in memory; no other can lie there while it lives. None for tensors without memory."""
+    if indptr.device.type == "meta" or torch.compiler.is_compiling():
+        return None
+    try:
+        return indptr.data_ptr(), indices.data_ptr(), len(indptr), len(indices), num_cols
+    except RuntimeError:  # what torch traces with
+        return None
+
+
 def _plain(tensor: Tensor) -> Tensor:
     """Contiguous, and no inference tensor: autograd could not save that for a later training step."""
-    if not tensor.is_inference():
+    if torch.compiler.is_compiling() or not tensor.is_inference():
         return tensor.contiguous()
     with torch.inference_mode(False):
         return tensor.clone(memory_format=torch.contiguous_format)

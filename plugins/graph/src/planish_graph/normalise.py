@@ -47,19 +47,24 @@ def normalised(graph: Graph, how: Aggregation, *, self_loops: bool = False, loop
 
 
 def with_self_loops(graph: Graph, loop: float = 1.0) -> Graph:
-    """Every node with exactly one self-loop, last in its row: its own weight where it had one, else ``loop``."""
-    rows, cols, value = graph.rows.long(), graph.indices.long(), _values(graph)
+    """Every node with exactly one self-loop, last in its row: its own weight where it had one, else ``loop``. A graph
+    without values gets none where ``loop`` is 1."""
+    rows, cols = graph.rows.long(), graph.indices.long()
     own = rows == cols
-    weight = torch.full((graph.num_rows,), loop, dtype=value.dtype, device=graph.device)
-    weight = weight.index_put((rows[own],), value[own])
     node = torch.arange(graph.num_rows, device=graph.device)
-    rows = torch.cat([rows[~own], node])
-    order = torch.argsort(rows, stable=True)
-    counts = torch.bincount(rows, minlength=graph.num_rows)
+    kept = torch.cat([rows[~own], node])
+    order = torch.argsort(kept, stable=True)
+    counts = torch.bincount(kept, minlength=graph.num_rows)
+    value = None
+    if graph.value is not None or loop != 1.0:
+        given = _values(graph)
+        weight = torch.full((graph.num_rows,), loop, dtype=given.dtype, device=graph.device)
+        weight = weight.index_put((rows[own],), given[own])
+        value = torch.cat([given[~own], weight])[order]
     return Graph(
         row_pointer(counts, graph.indptr.dtype),
         torch.cat([cols[~own], node])[order].to(graph.indptr.dtype),
-        torch.cat([value[~own], weight])[order],
+        value,
         graph.num_cols,
     )
 

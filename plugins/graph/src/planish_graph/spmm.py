@@ -1,4 +1,8 @@
-"""y = A x as a torch operator: any layout of graph, forward and backward, compiled graphs and autocast included."""
+"""y = A x as a torch operator: any layout of graph, forward and backward, compiled graphs and autocast included.
+
+Operators are given plain tensors, so that torch can trace them. When they run, they find the graph again that the
+tensors belong to, and with it the kernel that was chosen for it.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,9 @@ import torch
 from torch import Tensor
 
 from planish_graph import check
-from planish_graph.graph import Graph, Plan
-from planish_graph.reference import csr_product, sampled_product
+from planish_graph.dispatch import SDDMM, SPMM
+from planish_graph.graph import Graph, Plan, found
+from planish_graph.reference import default_product, sampled_product
 
 INDEX_SCHEMA = (
     "Tensor indptr, Tensor indices, Tensor? value, Tensor t_indptr, Tensor t_indices, Tensor t_entry"
@@ -18,6 +23,9 @@ INDEX_SCHEMA = (
 
 def spmm(graph: Graph, x: Tensor) -> Tensor:
     """A x, differentiable in x and in the graph's values.
+
+    On a CUDA device the first call with a width and type times the candidates of `planish_graph.dispatch.SPMM`, and
+    later ones run the fastest; gradients of x do the same with the transposed matrix.
 
     Args:
         graph: A [N, M].
@@ -49,7 +57,13 @@ def _spmm(
     t_entry: Tensor,
     x: Tensor,
 ) -> Tensor:
-    return csr_product(indptr, indices, value, x)
+    return _product(indptr, indices, value, x)
+
+
+def _product(indptr: Tensor, indices: Tensor, value: Tensor | None, x: Tensor) -> Tensor:
+    if x.is_cuda and (graph := found(indptr, indices, value, len(x))) is not None:
+        return SPMM(graph, x.contiguous())
+    return default_product(indptr, indices, value, x)
 
 
 @_spmm.register_fake
@@ -67,6 +81,8 @@ def _(
 
 @torch.library.custom_op("planish_graph::edge_gradient", mutates_args=())
 def _edge_gradient(indptr: Tensor, indices: Tensor, value: Tensor, grad: Tensor, x: Tensor) -> Tensor:
+    if x.is_cuda and (graph := found(indptr, indices, value, len(x))) is not None:
+        return SDDMM(graph, grad, x.contiguous()).to(value.dtype)
     return sampled_product(indptr, indices, grad, x).to(value.dtype)
 
 
@@ -79,6 +95,7 @@ def _remember(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     *plan, x = inputs
     # x is needed for the gradient of the values alone.
     ctx.save_for_backward(*plan, x if ctx.needs_input_grad[2] else None)
+    ctx.graph = found(plan[0], plan[1], plan[2], len(x))  # keeps what was derived until the backward pass
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -87,21 +104,38 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad = grad.contiguous()
     of_x = of_value = None
     if ctx.needs_input_grad[6]:
-        value = None if plan.value is None else plan.value[plan.t_entry.long()]
         # The transpose of the transpose is A, but nothing reads it: a second backward of x's gradient is not offered.
-        of_x = torch.ops.planish_graph.spmm_backward(plan.t_indptr, plan.t_indices, value, grad)
+        of_x = torch.ops.planish_graph.spmm_backward(
+            plan.t_indptr, plan.t_indices, plan.t_entry, plan.value, grad
+        )
     if ctx.needs_input_grad[2] and plan.value is not None:
         of_value = torch.ops.planish_graph.edge_gradient(plan.indptr, plan.indices, plan.value, grad, x)
     return None, None, of_value, None, None, None, of_x
 
 
 @torch.library.custom_op("planish_graph::spmm_backward", mutates_args=())
-def _spmm_backward(t_indptr: Tensor, t_indices: Tensor, value: Tensor | None, grad: Tensor) -> Tensor:
-    return csr_product(t_indptr, t_indices, value, grad)
+def _spmm_backward(
+    t_indptr: Tensor, t_indices: Tensor, t_entry: Tensor, value: Tensor | None, grad: Tensor
+) -> Tensor:
+    return _product(
+        t_indptr, t_indices, transposed_values(t_indptr, t_indices, t_entry, value, len(grad)), grad
+    )
+
+
+def transposed_values(
+    t_indptr: Tensor, t_indices: Tensor, t_entry: Tensor, value: Tensor | None, rows: int
+) -> Tensor | None:
+    """[E] ``value`` in the order of the transpose; kept as long as neither changes."""
+    if value is None:
+        return None
+    values = value.detach()
+    make = lambda: values.index_select(0, t_entry)  # noqa: E731
+    graph = found(t_indptr, t_indices, values, rows)
+    return make() if graph is None else graph.kept("values of the transpose", make, values=True)
 
 
 @_spmm_backward.register_fake
-def _(t_indptr: Tensor, t_indices: Tensor, value: Tensor | None, grad: Tensor) -> Tensor:
+def _(t_indptr: Tensor, t_indices: Tensor, t_entry: Tensor, value: Tensor | None, grad: Tensor) -> Tensor:
     return grad.new_empty(t_indptr.shape[0] - 1, grad.shape[1])
 
 

@@ -8,16 +8,24 @@ from planish import Benchmark, Method, hookimpl
 from planish.method import Requirement
 
 if TYPE_CHECKING:
+    from planish_kerzoo.capture import CapturedLoss as CapturedLoss
     from planish_kerzoo.log import RunLog as RunLog
+    from planish_kerzoo.log import average as average
     from planish_kerzoo.log import replay as replay
     from planish_kerzoo.optimizer import KerZOO as KerZOO
 
 __version__ = "0.1.0"
-_HOMES = {"KerZOO": "optimizer", "RunLog": "log", "replay": "log"}
+_HOMES = {
+    "KerZOO": "optimizer",
+    "CapturedLoss": "capture",
+    "RunLog": "log",
+    "replay": "log",
+    "average": "log",
+}
 
 
 def __getattr__(name: str) -> object:
-    """`KerZOO`, `RunLog` and `replay`, imported on first use: this module itself does without torch."""
+    """The optimizer and what belongs to it, imported on first use: this module itself does without torch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

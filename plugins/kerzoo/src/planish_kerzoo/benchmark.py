@@ -6,15 +6,15 @@ diverges; what is reported are other seeds. An estimator with more losses a step
 
 from __future__ import annotations
 
-import functools
-import itertools
+import contextlib
 import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,93 +22,13 @@ import torch
 from planish import measure
 from planish.bench import Row
 from planish.errors import DataError
-from planish_kerzoo.estimator import Estimator
-from planish_kerzoo.noise import Distribution
+from planish_kerzoo.contest import ADAMW, AUTHORS, ESTIMATORS, EXPLODED, MEZO, Budget, Plan
 from planish_kerzoo.population import Curves, Population, Run
-from planish_kerzoo.prompts import TASKS, load
+from planish_kerzoo.prompts import load
 from planish_kerzoo.stacked import StackedLlama
+from planish_kerzoo.verdict import best_stable, verdict
 
 COMMAND = "planish bench kerzoo"
-MEZO, KERZOO, ADAMW = "MeZO", "order 3 (KerZOO)", "AdamW"
-
-ESTIMATORS: dict[str, tuple[Estimator, Distribution]] = {
-    MEZO: (Estimator("mezo"), "gaussian"),
-    KERZOO: (Estimator("order3"), "gaussian"),
-    "nodes 3": (Estimator("nodes3", rho=4.0), "gaussian"),
-    "leave-one-out, n=4": (Estimator("mezo", n=4, sides=1), "gaussian"),
-    "leave-one-out, n=8": (Estimator("mezo", n=8, sides=1), "gaussian"),
-    "leave-one-out, n=8, normalized": (Estimator("mezo", n=8, sides=1, normalize=True), "gaussian"),
-    "FZOO-like": (Estimator("mezo", n=8, sides=1, baseline="unperturbed", normalize=True), "rademacher"),
-    "order 1": (Estimator("order1"), "gaussian"),
-    "order 5, corrected": (Estimator("order5"), "gaussian"),
-    "order 3, n=4, stratified": (Estimator("order3", n=4, sampling="stratified"), "gaussian"),
-}
-"""nodes 3 has rho = 4, so that most of its probes are as far out as MeZO's and some are four times as far."""
-
-OURS = ("nodes 3", "leave-one-out, n=4", "leave-one-out, n=8", "leave-one-out, n=8, normalized")
-"""The estimators that are our own. The best of them by model is chosen on the tuning seeds and judged on the others."""
-
-EPS_SWEEP = (MEZO, KERZOO, "nodes 3")
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much of the comparison is run: by model, forward passes and grid of learning rates."""
-
-    forwards: dict[str, int]
-    grids: dict[str, tuple[float, ...]]
-    tasks: tuple[str, ...] = tuple(TASKS)
-    estimators: tuple[str, ...] = tuple(ESTIMATORS)
-    tuning: tuple[int, ...] = (100,)
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    batch: int = 16
-    eps: tuple[float, ...] = (1e-3, 1e-1, 1e-2)
-    sizes: dict[str, int] = field(default_factory=dict)
-    evaluations: int = 8
-
-    @classmethod
-    def full(cls) -> Budget:
-        half_decades = tuple(10 ** (k / 2) for k in range(-10, -3))
-        return cls(
-            {"stories260k": 1200, "testbed:lm": 600},
-            {"stories260k": half_decades, "testbed:lm": tuple(lr / 10 for lr in half_decades)},
-        )
-
-    @classmethod
-    def quick(cls) -> Budget:
-        """Minutes on two CPU cores: the small model, two tasks, three estimators, two seeds."""
-        return cls(
-            {"stories260k": 64},
-            {"stories260k": (1e-4, 1e-3)},
-            ("sst2", "cb"),
-            (MEZO, KERZOO, "leave-one-out, n=4"),
-            seeds=(0, 1),
-            batch=8,
-            eps=(1e-3,),
-            sizes={"train": 64, "test": 32},
-            evaluations=2,
-        )
-
-    @classmethod
-    def smoke(cls) -> Budget:
-        """Every code path, nothing worth reading."""
-        return cls(
-            {"stories260k": 9, "testbed:lm": 9},
-            {"stories260k": (1e-4,), "testbed:lm": (1e-5,)},
-            ("sst2", "cb"),
-            seeds=(0, 1),
-            batch=4,
-            eps=(1e-3, 1e-2),
-            sizes={"train": 20, "test": 8},
-        )
-
-    def jobs(self) -> list[tuple[str, str, float]]:
-        """(model, estimator or AdamW, eps), what matters most first."""
-        models, first = list(self.forwards), [e for e in self.estimators if e in (MEZO, KERZOO, *OURS)]
-        rest = [e for e in self.estimators if e not in first]
-        jobs = [(model, name, self.eps[0]) for model in models for name in [*first, ADAMW]]
-        jobs += [(models[0], name, self.eps[0]) for name in rest]
-        return jobs + [(models[0], n, eps) for eps in self.eps[1:] for n in EPS_SWEEP if n in self.estimators]
 
 
 def compare(
@@ -117,137 +37,131 @@ def compare(
     device: str,
     keep: Callable[[dict[str, Any]], None] = lambda result: None,
     until: float = math.inf,
+    earlier: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Final objective, test loss, test accuracy and curves of every estimator, by model and task, as JSON.
 
+    On CUDA matrix products take TF32 factors: differences of losses are many times larger than what that changes.
     ``keep`` is called with the result so far after every job. What would, going by the slowest job of its model so far,
-    not end before the monotonic time ``until`` is left out and listed. Raises DataError where the data is not there.
+    not end before the monotonic time ``until`` is left out and listed. ``earlier`` is a result with the same seeds, of which
+    what is there is not run again. Raises DataError where the data is not there, or for other seeds.
     """
-    result: dict[str, Any] = {
-        "seeds": list(budget.seeds),
-        "tuning seeds": list(budget.tuning),
-        "batch": budget.batch,
-    }
-    result["left out"] = []
+    about = {"seeds": list(budget.seeds), "batch": budget.batch, "eps": list(budget.eps)}
+    if earlier and any(earlier.get(key) != value for key, value in about.items()):
+        raise DataError(f"the earlier comparison has other seeds, batch or eps than {about}")
+    result: dict[str, Any] = {**earlier, **about, "left out": []}
     populations: dict[str, Population] = {}
     slowest: dict[str, float] = {}
     for model, name, eps in budget.jobs():
         start = time.monotonic()
+        title = name if eps == budget.eps[0] else f"{name}, eps {eps:g}"
+        if title in result.get(model, {}):
+            continue
         if start + slowest.get(model, 0.0) > until:
             result["left out"].append([model, name, eps])
             continue
-        forwards = budget.forwards[model]
         if model not in populations:
-            populations[model], sizes = _population(model, data, budget, device)
-            result[model] = {"forwards": forwards, "grid": list(budget.grids[model]), "examples": sizes}
-        population = populations[model]
-        train: Callable[[Sequence[Run]], Curves]
-        if name == ADAMW:
-            train = functools.partial(
-                population.first_order, steps=forwards // 3, evaluations=budget.evaluations
-            )
-        else:
-            train = _zeroth(population, name, eps, forwards, budget.evaluations)
-        found = _tuned(budget, model, train)
+            populations[model], sizes = population(model, data, budget, device)
+            result[model] = {**result.get(model, {}), **asdict(budget.plans[model]), "examples": sizes}
+        plan = budget.plans[model]
+        if name == ADAMW or eps != budget.eps[0]:
+            plan = replace(plan, tuning=plan.tuning[:1])
+        with _tf32():
+            found = _tuned(budget, plan, _training(populations[model], name, eps, plan.forwards))
         found["seconds"] = time.monotonic() - start
-        slowest[model] = max(slowest.get(model, 0.0), found["seconds"])
-        result[model][name if eps == budget.eps[0] else f"{name}, eps {eps:g}"] = found
+        if name != ADAMW:
+            slowest[model] = max(slowest.get(model, 0.0), found["seconds"])
+        result[model][title] = found
         result["bar"] = verdict(result, budget)
         keep(result)
     return result
 
 
-def _zeroth(
-    population: Population, name: str, eps: float, forwards: int, evaluations: int
-) -> Callable[[Sequence[Run]], Curves]:
-    estimator, u = ESTIMATORS[name]
-    return lambda runs: population.zeroth_order(runs, estimator, eps, forwards, evaluations, u)
+@contextlib.contextmanager
+def _tf32() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
-def _tuned(budget: Budget, model: str, train: Callable[[Sequence[Run]], Curves]) -> dict[str, Any]:
-    """Choose lr by task on the tuning seeds, then run the seeds of the report."""
-    grid, tasks = budget.grids[model], range(len(budget.tasks))
-    trials = [Run(task, seed, lr) for task in tasks for lr in grid for seed in budget.tuning]
-    objective = train(trials).objective.view(-1, len(budget.tasks), len(grid), len(budget.tuning)).mean(3)
-    final = objective[-1]
-    chosen = [
-        grid[best_stable(row, start)]
-        for row, start in zip(final.tolist(), objective[0, :, 0].tolist(), strict=True)
-    ]
-    curves = train([Run(task, seed, chosen[task]) for task in tasks for seed in budget.seeds])
+Training = Callable[[Sequence[Run], int], Curves]
+"""Runs and the number of looks at them -> what they came to."""
 
-    def by_task(values: torch.Tensor) -> dict[str, list[float]]:
-        return dict(zip(budget.tasks, values.view(len(budget.tasks), -1).tolist(), strict=True))
+
+def _training(population: Population, name: str, eps: float, forwards: int) -> Training:
+    """AdamW, a step of which counts as three forward passes, gets a quarter of them: enough to be far below all others."""
+    if name == ADAMW:
+        return lambda runs, looks: population.first_order(runs, max(1, forwards // 12), looks)
+    entry = ESTIMATORS[name]
+    estimator = entry.estimator
+    if name == AUTHORS:
+        estimator = replace(estimator, shrink=forwards // estimator.forwards)
+    return lambda runs, looks: population.zeroth_order(
+        runs, estimator, eps, forwards, looks, entry.u, entry.per_tensor
+    )
+
+
+def _tuned(budget: Budget, plan: Plan, train: Training) -> dict[str, Any]:
+    """Choose lr by task on the tuning seeds, then run the seeds of the report; for the weights of the last step, and apart from
+    them for the mean of the weights of the last half."""
+    tasks = range(len(budget.tasks))
+    trials = train([Run(task, seed, lr) for task in tasks for lr in plan.grid for seed in plan.tuning], 1)
+    shape = (len(budget.tasks), len(plan.grid), len(plan.tuning))
+    start, final = trials.objective[0].view(shape), trials.objective[-1].view(shape)
+    averaged = trials.averaged[0].view(shape)
+    steady = ((trials.worst.view(shape) <= start + EXPLODED) & (final <= start)).all(2)
+    bounds = {"last": _upper(final), "averaged": _upper(averaged)}
+    chosen = {
+        view: [plan.grid[best_stable(*row)] for row in zip(bound.tolist(), steady.tolist(), strict=True)]
+        for view, bound in bounds.items()
+    }
+    wanted = {
+        view: [Run(t, seed, lrs[t]) for t in tasks for seed in budget.seeds] for view, lrs in chosen.items()
+    }
+    runs = list(dict.fromkeys([*wanted["last"], *wanted["averaged"]]))
+    curves = train(runs, budget.evaluations)
+    last, mean = ([runs.index(run) for run in wanted[view]] for view in ("last", "averaged"))
+
+    def by_task(values: torch.Tensor) -> dict[str, list[Any]]:
+        return dict(zip(budget.tasks, values.reshape(len(budget.tasks), -1).tolist(), strict=True))
+
+    def curve(values: torch.Tensor) -> dict[str, list[float]]:
+        return by_task(values[:, last].view(len(values), len(tasks), -1).mean(2).T)
 
     return {
-        "lr": dict(zip(budget.tasks, chosen, strict=True)),
-        "tuning": by_task(final),
-        "objective": by_task(curves.objective[-1]),
-        "test loss": by_task(curves.test_loss[-1]),
-        "accuracy": by_task(curves.accuracy[-1]),
-        "start": by_task(curves.objective[0]),
+        "lr": dict(zip(budget.tasks, chosen["last"], strict=True)),
+        "averaged lr": dict(zip(budget.tasks, chosen["averaged"], strict=True)),
+        "tuning": by_task(bounds["last"]),
+        "averaged tuning": by_task(bounds["averaged"]),
+        "steady": by_task(steady),
+        "objective": by_task(curves.objective[-1, last]),
+        "test loss": by_task(curves.test_loss[-1, last]),
+        "accuracy": by_task(curves.accuracy[-1, last]),
+        "averaged objective": by_task(curves.averaged[0, mean]),
+        "averaged test loss": by_task(curves.averaged[1, mean]),
+        "averaged accuracy": by_task(curves.averaged[2, mean]),
+        "start": by_task(curves.objective[0, last]),
+        "exploded": by_task(curves.worst[last] > curves.objective[0, last] + EXPLODED),
         "curve forwards": curves.forwards,
-        "curve objective": by_task(curves.objective.view(len(curves.forwards), len(tasks), -1).mean(2).T),
-        "curve accuracy": by_task(curves.accuracy.view(len(curves.forwards), len(tasks), -1).mean(2).T),
+        "curve objective": curve(curves.objective),
+        "curve accuracy": curve(curves.accuracy),
     }
 
 
-def best_stable(final: Sequence[float], start: float) -> int:
-    """Index of the lowest final objective among the rates, in rising order, below the first that ends above the start.
-
-    Beyond that a run may still end well by accident: weights that explode make all label words equally likely, which is
-    a lower loss than the start.
-    """
-    stable = list(itertools.takewhile(lambda value: value <= start, final)) or list(final[:1])
-    return stable.index(min(stable))
+def _upper(values: torch.Tensor) -> torch.Tensor:
+    """Mean over the tuning seeds plus its standard error: a rate at the edge, where some runs go astray, is not chosen by luck."""
+    count = values.shape[2]
+    error = values.std(2) / count**0.5 if count > 1 else 0.0
+    return (values.mean(2) + error).nan_to_num(torch.inf)
 
 
-def verdict(result: dict[str, Any], budget: Budget) -> dict[str, Any]:
-    """Our best estimator beside MeZO by model: on how many tasks the mean final objective is at most MeZO's, and on which it
-    is worse by more than one standard error of the difference over paired seeds."""
-    verdicts = {}
-    for model in budget.forwards:
-        found = result.get(model, {})
-        ours = [name for name in OURS if name in found]
-        if MEZO not in found or not ours:
-            continue
-        best = min(ours, key=lambda name: _rank(found, name, ours, budget.tasks))
-        pairs = {t: _paired(found[best]["objective"][t], found[MEZO]["objective"][t]) for t in budget.tasks}
-        at_least = [task for task, (mean, _) in pairs.items() if mean <= 0]
-        worse = [task for task, (mean, error) in pairs.items() if mean > error]
-        needed = math.ceil(5 / 7 * len(budget.tasks))
-        verdicts[model] = {
-            "best of ours on the tuning seeds": best,
-            "difference and standard error": pairs,
-            "at or above MeZO": at_least,
-            "worse": worse,
-            "holds": len(at_least) >= needed and not worse,
-        }
-    return verdicts
-
-
-def _rank(found: dict[str, Any], name: str, among: Sequence[str], tasks: Sequence[str]) -> float:
-    """Sum over tasks of the place that the best tuning objective of ``name`` takes."""
-    best = {other: {task: _best_tuning(found[other], task) for task in tasks} for other in among}
-    return sum(sum(best[other][task] < best[name][task] for other in among) for task in tasks)
-
-
-def _best_tuning(found: dict[str, Any], task: str) -> float:
-    tuning: list[float] = found["tuning"][task]
-    return tuning[best_stable(tuning, found["start"][task][0])]
-
-
-def _paired(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error of the difference."""
-    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-    if not all(map(math.isfinite, differences)):
-        return math.inf, 0.0
-    return statistics.mean(differences), statistics.stdev(differences) / len(differences) ** 0.5
-
-
-def _population(
+def population(
     model: str, data: Path, budget: Budget, device: str
 ) -> tuple[Population, dict[str, list[int]]]:
+    """The runs' model with the tasks of the budget, and the number of training and test examples of each."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if model == "testbed:lm":
@@ -263,7 +177,8 @@ def _population(
     module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     inputs = data / "data" if (data / "data").is_dir() else data
-    tasks = [load(name, inputs, tokenizer, **budget.sizes) for name in budget.tasks]
+    length = budget.plans[model].length
+    tasks = [load(name, inputs, tokenizer, length, **budget.sizes) for name in budget.tasks]
     shape = StackedLlama.of(module)
     sizes = {n: [t.train, len(t.ids) - t.train] for n, t in zip(budget.tasks, tasks, strict=True)}
     moved = [task.to(device) for task in tasks]
@@ -282,16 +197,16 @@ def rows(*, quick: bool = False) -> Iterator[Row]:
 
 def table(result: dict[str, Any], budget: Budget, device: str, command: str) -> Iterator[Row]:
     """The rows of a comparison."""
-    for model, forwards in budget.forwards.items():
-        best = result["bar"][model]["best of ours on the tuning seeds"]
+    best = result["bar"]["last"]["best of ours on the tuning seeds"]
+    for model, plan in budget.plans.items():
         for task in budget.tasks:
             for name, found in result[model].items():
                 if name == MEZO or not isinstance(found, dict) or "objective" not in found:
                     continue
-                for metric, unit in (("objective", "nats"), ("accuracy", "")):
+                for metric, unit in (("objective", "nats"), ("averaged objective", "nats"), ("accuracy", "")):
                     ours, mezo = (result[model][n][metric][task] for n in (name, MEZO))
                     yield Row(
-                        metric=f"{model}, {task}: {metric} after {forwards} forwards, {name}",
+                        metric=f"{model}, {task}: {metric} after {plan.forwards} forwards, {name}",
                         value=statistics.mean(ours),
                         unit=unit,
                         peer="MeZO",

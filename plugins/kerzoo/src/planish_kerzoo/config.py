@@ -149,10 +149,22 @@ class KerZOOConfig(Options):
     targets: tuple[str, ...] = Field(
         ("q_proj", "v_proj"), min_length=1, description="LoRA: names of the layers that get matrices"
     )
+    average: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="the result is the mean of the weights after each step of this last share of the steps, made from the log; "
+        "0: the weights after the last step",
+    )
+    graph: bool = Field(
+        True, description="CUDA: replay forward passes as a CUDA graph, where the model allows it"
+    )
     unit: int = Field(500, ge=1, description="steps after which a resumable unit is marked done")
 
     @model_validator(mode="after")
     def _parts(self) -> Self:
         if self.batch % self.microbatches:
             raise ValueError(f"microbatches = {self.microbatches} does not divide batch = {self.batch}")
+        if self.average and (self.clip is not None or self.averaging is not None or self.per_tensor_r):
+            raise ValueError(f"average = {self.average} with clip, averaging or per_tensor_r: choose one")
         return self

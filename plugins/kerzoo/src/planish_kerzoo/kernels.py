@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton.language.extra import libdevice
 
 from planish_kerzoo import noise
@@ -189,6 +191,34 @@ def _sweep(
             y = _rounded(y + b_c * v, bits & 0xFFFF, DTYPE, STOCHASTIC_B)
         _store(target, near, x.to(DTYPE), begin, end, WHOLE)
         _store(target, far, y.to(DTYPE), begin, end, WHOLE)
+
+
+@triton.jit
+def _directions(keys, out, tables, lanes, first, chunks, RADEMACHER: tl.constexpr, TABLES: tl.constexpr):
+    """One chunk of the direction of one seed."""
+    key = tl.load(keys + tl.program_id(1))
+    chunk = tl.program_id(0)
+    lane = tl.arange(0, LANES)
+    counter = (first + chunk).to(tl.int64) * LANES
+    low = (counter & 0xFFFFFFFF).to(tl.uint32) + tl.load(lanes + lane).to(tl.uint32)
+    high = (counter >> 32).to(tl.uint32)
+    key_low, key_high = (key & 0xFFFFFFFF).to(tl.uint32), ((key >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    a, b, c, d = _philox(low, high, tl.zeros_like(low), key_low, key_high)
+    target = out + (tl.program_id(1).to(tl.int64) * chunks + chunk) * (8 * LANES)
+    for part in tl.static_range(4):
+        u, v = _pair(_word(a, b, c, d, part), tables, RADEMACHER, TABLES)
+        tl.store(target + part * LANES + lane, u)
+        tl.store(target + (part + 4) * LANES + lane, v)
+
+
+def directions(seeds: Tensor, first: int, chunks: int, distribution: noise.Distribution) -> Tensor:
+    """`noise.directions` as one kernel, with the same bits."""
+    out = torch.empty(len(seeds), chunks * noise.CHUNK, device=seeds.device)
+    _directions[(chunks, len(seeds))](
+        seeds, out, noise.tables(seeds.device), noise.lanes(seeds.device), first, chunks,
+        RADEMACHER=distribution == "rademacher", TABLES=True,
+    )  # fmt: skip
+    return out
 
 
 def sweep(rows: int, *arguments: Any, **options: Any) -> None:

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from planish import digest
-from planish.errors import ArtifactError, RunError
+from planish.errors import ArtifactError, PlanishError, RunError
 from planish_kerzoo.estimator import Sample
 from planish_kerzoo.layout import Segment
 
@@ -246,6 +248,40 @@ def replay(log: RunLog | str | Path, optimizer: KerZOO, progress: Callable[[int]
             progress(step.number + 1)
     optimizer.finish()
     return log.steps
+
+
+def average(log: RunLog | str | Path, optimizer: KerZOO, share: float = 0.5) -> None:
+    """Move the weights from where the last step of the log left them to the mean of those after each step of the last ``share``.
+
+    The log is all that is needed, so that no second copy of the weights is kept during a run (our derivation): of the m
+    averaged weights of T steps, (s - (T - m)) / m do not have the change of step s = 0, ..., T - 1, and that share of it
+    is taken back. In float16 and bfloat16 such small changes are mostly lost to rounding; keep float32 masters there.
+
+    Raises PlanishError where a step cannot be taken back, and for a share that is not in (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise PlanishError(f"average: share = {share} is not in (0, 1]")
+    log = log if isinstance(log, RunLog) else RunLog(log)
+    averaged = max(1, round(share * log.steps))
+    for step in log.read():
+        missing = step.number - (log.steps - averaged)
+        if missing > 0:
+            optimizer.take_back(step, missing / averaged)
+
+
+def share_log(path: Path) -> None:
+    """Under torch.distributed, give every process the log of the first one, which may have been killed at another step."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    content = path.read_bytes() if dist.get_rank() == 0 and path.is_file() else b""
+    size = torch.tensor([len(content)], device=device)
+    dist.broadcast(size, 0)
+    data = torch.zeros(int(size), dtype=torch.uint8, device=device)
+    data[: len(content)] = torch.from_numpy(np.frombuffer(content, np.uint8).copy())
+    dist.broadcast(data, 0)
+    if dist.get_rank() != 0:
+        path.write_bytes(data.cpu().numpy().tobytes())
 
 
 def fingerprint(segments: Sequence[Segment]) -> str:

@@ -199,15 +199,29 @@ class KerZOO(torch.optim.Optimizer):
         """Do to the weights what a recorded step did, without evaluating a loss."""
         if step.number != self.steps:
             raise PlanishError(f"KerZOO: step {step.number} of the log does not follow step {self.steps - 1}")
+        self._apply(step, 1.0)
+        self.steps += 1
+
+    @torch.no_grad()
+    def take_back(self, step: Step, share: float) -> None:
+        """Undo that share of what a recorded step changed, up to rounding.
+
+        Raises PlanishError where a step's change depends on more than its record: with clip, averaging or an r per tensor.
+        """
+        if self.slotted or self.options.averaging is not None:
+            raise PlanishError("KerZOO: steps with clip, averaging or per_tensor_r cannot be taken back")
+        self._apply(step, -share)
+
+    def _apply(self, step: Step, share: float) -> None:
         for position, sample in enumerate(step.samples):
             if self.options.restore == "arithmetic":
                 self._pending += self._probes(sample)
             if position < len(step.samples) - 1:
                 self._leave(sample)
         device = self.works[0].segment.local().device
-        self._update(step.samples, torch.tensor(step.d, dtype=torch.float32, device=device), step.lrs)
+        d = torch.tensor(step.d, dtype=torch.float32, device=device)
+        self._update(step.samples, d, [share * lr for lr in step.lrs])
         self._settle()
-        self.steps += 1
 
     @torch.no_grad()
     def finish(self) -> None:

@@ -16,6 +16,10 @@ from torch import Tensor
 from planish.errors import PlanishError
 from planish_kerzoo.layout import lay_out
 from planish_kerzoo.noise import CHUNK
+from planish_kerzoo.sweep import triton_kernels
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosine and sine of the rotary embedding, [T, D] each."""
 
 
 @dataclass(frozen=True)
@@ -78,44 +82,76 @@ class StackedLlama:
         rows = torch.arange(runs, device=ids.device)
         embedding = weight["embed_tokens.weight"]
         x = embedding[rows[:, None, None], ids].view(runs, batch * length, -1)
-        cosine, sine = self._rotation(length, ids.device)
+        rotation = self._rotation(length, ids.device)
+        parts = self._parts(flat)
         for layer in range(self.layers):
             of = f"layers.{layer}."
-            h = self._norm(x, weight[of + "input_layernorm.weight"])
+            h = parts.norm(x, weight[of + "input_layernorm.weight"], self.epsilon)
             query, key, value = (
-                self._heads(torch.bmm(h, weight[f"{of}self_attn.{name}_proj.weight"].mT), batch, length)
-                for name in "qkv"
+                torch.bmm(h, weight[f"{of}self_attn.{name}_proj.weight"].mT) for name in "qkv"
             )
-            query, key = (part * cosine + self._turned(part) * sine for part in (query, key))
-            key, value = (part.repeat_interleave(self.heads // self.groups, 1) for part in (key, value))
-            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-            mixed = mixed.transpose(1, 2).reshape(runs, batch * length, -1)
-            x = x + torch.bmm(mixed, weight[of + "self_attn.o_proj.weight"].mT)
-            h = self._norm(x, weight[of + "post_attention_layernorm.weight"])
-            gate = F.silu(torch.bmm(h, weight[of + "mlp.gate_proj.weight"].mT))
-            inner = gate * torch.bmm(h, weight[of + "mlp.up_proj.weight"].mT)
-            x = x + torch.bmm(inner, weight[of + "mlp.down_proj.weight"].mT)
+            mixed = parts.attention(query, key, value, rotation, length, self.heads, self.groups)
+            x = torch.baddbmm(x, mixed, weight[of + "self_attn.o_proj.weight"].mT)
+            h = parts.norm(x, weight[of + "post_attention_layernorm.weight"], self.epsilon)
+            gate, up = (torch.bmm(h, weight[f"{of}mlp.{name}_proj.weight"].mT) for name in ("gate", "up"))
+            x = torch.baddbmm(x, parts.gated(gate, up), weight[of + "mlp.down_proj.weight"].mT)
         x = x.view(runs, batch, length, -1)
         x = x[rows[:, None], torch.arange(batch, device=ids.device), last]
-        return torch.bmm(self._norm(x, weight["norm.weight"]), embedding[rows[:, None], labels].mT)
+        final = parts.norm(x, weight["norm.weight"], self.epsilon)
+        return torch.bmm(final, embedding[rows[:, None], labels].mT)
+
+    @staticmethod
+    def _parts(flat: Tensor) -> Any:
+        """What stands between matrix products: in Triton on CUDA where no gradient is wanted, or else in plain torch."""
+        if (
+            flat.is_cuda
+            and flat.dtype == torch.float32
+            and not flat.requires_grad
+            and triton_kernels() is not None
+        ):
+            from planish_kerzoo import fused
+
+            return fused
+        return Plain
 
     def _view(self, flat: Tensor, name: str) -> Tensor:
         start, shape = self.places[name]
         part = flat[:, start : start + shape.numel()].view(len(flat), *shape)
         return part[:, None] if len(shape) == 1 else part
 
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.epsilon) * weight
-
-    def _heads(self, x: Tensor, batch: int, length: int) -> Tensor:
-        return x.reshape(len(x) * batch, length, -1, self.width).transpose(1, 2)
-
-    def _turned(self, x: Tensor) -> Tensor:
-        first, second = x.chunk(2, -1)
-        return torch.cat([-second, first], -1)
-
-    def _rotation(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _rotation(self, length: int, device: torch.device) -> Rotation:
         exponent = torch.arange(0, self.width, 2, device=device) / self.width
         angle = torch.arange(length, device=device)[:, None] / self.theta**exponent
         angle = torch.cat([angle, angle], -1)
         return angle.cos(), angle.sin()
+
+
+class Plain:
+    """The functions of `planish_kerzoo.fused` in plain torch."""
+
+    @staticmethod
+    def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon) * weight
+
+    @staticmethod
+    def attention(
+        query: Tensor, key: Tensor, value: Tensor, rotation: Rotation, length: int, heads: int, groups: int
+    ) -> Tensor:
+        cosine, sine = rotation
+        width = query.shape[-1] // heads
+        q, k, v = (
+            x.view(-1, length, x.shape[-1] // width, width).transpose(1, 2) for x in (query, key, value)
+        )
+        q, k = (x * cosine + Plain.turned(x) * sine for x in (q, k))
+        k, v = (x.repeat_interleave(heads // groups, 1) for x in (k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return mixed.transpose(1, 2).reshape(query.shape)
+
+    @staticmethod
+    def turned(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, -1)
+        return torch.cat([-second, first], -1)
+
+    @staticmethod
+    def gated(gate: Tensor, up: Tensor) -> Tensor:
+        return F.silu(gate) * up

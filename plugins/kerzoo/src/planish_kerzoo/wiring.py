@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,8 +16,9 @@ from planish.errors import DataError, RunError
 from planish.model import TorchModel
 from planish.tasks import Classification, LanguageModelling, Task
 from planish_kerzoo.adapter import add_lora, merge_lora
+from planish_kerzoo.capture import CapturedLoss
 from planish_kerzoo.config import KerZOOConfig, Options
-from planish_kerzoo.log import RunLog, replay
+from planish_kerzoo.log import RunLog, average, replay, share_log
 from planish_kerzoo.optimizer import KerZOO
 
 LOG = "kerzoo.log"
@@ -32,24 +34,32 @@ def apply(model: TorchModel, config: KerZOOConfig, ctx: Context) -> TorchModel:
     module = model.module
     trained = add_lora(module, config.rank, config.targets, ctx.seed) if config.adapter == "lora" else module
     trained.eval()
+    share_log(ctx.folder / LOG)
     log = RunLog(ctx.folder / LOG)
     options = config.model_dump(include=set(Options.model_fields))
     optimizer = KerZOO(trained, seed=ctx.seed, defer=True, log=log, **options)
     resumed = replay(log, optimizer)
     live = TorchModel(trained, model.builder, model.tokenizer)
+    loss = _loss(task, live, config.microbatches)
+    captured = CapturedLoss(trained, loss)
     losses = []
     for step in range(config.steps):
         if step >= resumed:
-            losses.append(optimizer.step(_closure(task, live, *batches(step), config.microbatches)))
+            batch, target = batches(step)
+            plain = functools.partial(loss, target, **batch)
+            losses.append(optimizer.step(captured.bind(target, **batch) if config.graph else plain))
         if (step + 1) % config.unit == 0 or step + 1 == config.steps:
             _mark(ctx, optimizer, step + 1, fresh=step >= resumed)
             ctx.progress(step + 1, config.steps, f"{optimizer.forwards} forward passes")
     optimizer.finish()
+    if config.average:
+        average(log, optimizer, config.average)
     log.close()
     _check_end(optimizer, config)
     if config.adapter == "lora":
         model.module = merge_lora(trained)
     ctx.facts.update(_facts(optimizer, log, model, config, losses))
+    ctx.facts["CUDA graphs"] = captured.graphs
     return model
 
 
@@ -97,22 +107,24 @@ def make_batches(task: Task, model: TorchModel, config: KerZOOConfig, ctx: Conte
     raise DataError(f"task {task.kind}: kerzoo trains on language-modelling and on classification tasks")
 
 
-def _closure(
-    task: Task, model: TorchModel, batch: dict[str, Tensor], target: Tensor, parts: int
-) -> Callable[[], Tensor]:
-    """The losses of this process's parts of a batch."""
+def _loss(task: Task, model: TorchModel, parts: int) -> Callable[..., Tensor]:
+    """Target and inputs of a batch -> the losses of this process's parts of it."""
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     if parts % world:
         raise RunError(f"microbatches = {parts} cannot be spread evenly over {world} processes")
-    size = len(target) // parts
     mine = range(rank * parts // world, (rank + 1) * parts // world)
-    pieces = [slice(i * size, (i + 1) * size) for i in mine]
-    return lambda: torch.stack(
-        [
-            task.loss(model, {name: value[piece] for name, value in batch.items()}, target[piece])
-            for piece in pieces
-        ]
-    )
+
+    def losses(target: Tensor, /, **batch: Tensor) -> Tensor:
+        size = len(target) // parts
+        pieces = [slice(i * size, (i + 1) * size) for i in mine]
+        return torch.stack(
+            [
+                task.loss(model, {name: value[piece] for name, value in batch.items()}, target[piece])
+                for piece in pieces
+            ]
+        )
+
+    return losses
 
 
 def _mark(ctx: Context, optimizer: KerZOO, step: int, fresh: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -11,10 +12,16 @@ from torch.nn import functional as F
 from planish.errors import DataError
 from planish_graph.dispatch import Candidate, Dispatcher, Program
 from planish_graph.graph import Graph
-from planish_graph.partition import segments
 from planish_graph.spmm import spmm
-from planish_maxk import kernels, ops, topk  # noqa: F401 - ops registers the operators
+from planish_maxk import cuda, ops, topk  # noqa: F401 - ops registers the operators
 from planish_maxk.ways import WAYS, find
+
+CUDA = f"needs a CUDA device of compute capability 8.0, NVRTC, no float64, and rows of at most {cuda.WIDEST}"
+NEEDS = {
+    "cuda": CUDA,
+    "cuda-sorted": CUDA,
+    "triton": "needs triton, a CUDA device, and no float64",
+}
 
 
 class CBSR(NamedTuple):
@@ -30,7 +37,8 @@ class CBSR(NamedTuple):
 
     def to_dense(self) -> Tensor:
         """[N, D] with zeros where nothing was kept; differentiable."""
-        return topk.expand(self.values, self.positions, self.width)
+        out: Tensor = torch.ops.planish_maxk.to_dense(self.values, self.positions, self.width)
+        return out
 
 
 def maxk(x: Tensor, k: int) -> CBSR:
@@ -59,8 +67,8 @@ def aggregate(graph: Graph, rows: CBSR | Tensor, how: str = "auto") -> Tensor:
     Differentiable once in the kept values and in the graph's values.
 
     Args:
-        how: one of `planish_maxk.ways.WAYS`: ``"dense"`` expands the rows and takes torch's CSR product, ``"triton"``
-            the kernels, ``"entries"`` the float64 reference; ``"auto"``: see `choose`.
+        how: one of `planish_maxk.ways.WAYS`: ``"dense"`` expands the rows and takes the fastest dense product, ``"cuda"``,
+            ``"cuda-sorted"`` and ``"triton"`` are kernels, ``"entries"`` the float64 reference; ``"auto"``: see `choose`.
 
     Raises:
         DataError: the rows do not fit the graph or lie on another device, or ``how`` is not possible here.
@@ -69,27 +77,43 @@ def aggregate(graph: Graph, rows: CBSR | Tensor, how: str = "auto") -> Tensor:
         return spmm(graph, rows)
     _fits(graph, rows)
     rows = rows._replace(values=_cast(rows.values))
-    if how == "auto":
-        how = choose(graph, rows)
-    out: Tensor = torch.ops.planish_maxk.aggregate(*_plan(graph, how), *rows, how)
+    how, back = choose(graph, rows) if how == "auto" else (how, how)
+    work = (*_work(graph, rows, how), *_work(graph, rows, back))
+    out: Tensor = torch.ops.planish_maxk.aggregate(*graph.plan(), *work, *rows, how, back)
     return out
 
 
-def choose(graph: Graph, rows: CBSR) -> str:
-    """What ``how="auto"`` stands for.
+def choose(graph: Graph, rows: CBSR) -> tuple[str, str]:
+    """What ``how="auto"`` stands for, in the forward and in the backward pass.
 
-    Without a kernel for these rows (CPU, float64) it is ``"dense"``, and also where `torch.use_deterministic_algorithms`
-    asks for results that repeat. On a GPU the ways are timed once for this graph, k, width and type, and the fastest is
-    kept; inside `torch.compile` nothing is timed and the first kernel runs.
+    Without a kernel for these rows (CPU, float64) it is ``"dense"``. On a GPU the ways are timed once for this graph, k,
+    width and type, each pass by itself, and the fastest is kept. Nothing is timed where
+    `torch.use_deterministic_algorithms` asks for results that repeat, nor inside `torch.compile`: there the first
+    kernel runs, the first whose results repeat in the one case.
     """
-    kernel = [n for n, way in WAYS.items() if n not in ("dense", "entries") and way.usable(rows.values)]
-    if not kernel or torch.are_deterministic_algorithms_enabled():
-        return "dense"
-    if torch.compiler.is_compiling() or not rows.values.is_cuda:
-        return kernel[0]  # the interpreter is for checking kernels, not for timing them
-    candidates = [_candidate(name) for name in ("dense", *kernel)]
-    dispatcher = Dispatcher("maxk forward", candidates)
-    return dispatcher.choose(graph, rows.values.detach(), rows.positions, rows.width).name
+    strict = torch.are_deterministic_algorithms_enabled()
+    usable = [
+        name
+        for name, way in WAYS.items()
+        if name not in ("dense", "entries")
+        and way.usable(rows.values, rows.width)
+        and (way.deterministic or not strict)
+    ]
+    if not usable:
+        return "dense", "dense"
+    if strict or torch.compiler.is_compiling() or not rows.values.is_cuda:
+        return usable[0], usable[0]  # the interpreter is for checking kernels, not for timing them
+    operands = rows.values.detach(), rows.positions, rows.width
+    forward, backward = _dispatchers("dense", *usable)
+    return forward.choose(graph, *operands).name, backward.choose(graph, *operands).name
+
+
+@cache
+def _dispatchers(*names: str) -> tuple[Dispatcher, Dispatcher]:
+    return (
+        Dispatcher("maxk forward", [_forward(name) for name in names]),
+        Dispatcher("maxk backward", [_backward(name) for name in names]),
+    )
 
 
 def _fits(graph: Graph, rows: CBSR) -> None:
@@ -108,16 +132,15 @@ def _fits(graph: Graph, rows: CBSR) -> None:
             )
 
 
-def _plan(graph: Graph, how: str) -> tuple[Tensor | None, ...]:
-    if how == "triton" and not kernels.AVAILABLE:
+def _work(graph: Graph, rows: CBSR, how: str) -> tuple[Tensor | None, ...]:
+    """How a way divides the work on this graph, filled up to three."""
+    way = find(how)
+    if not way.usable(rows.values, rows.width):
         raise DataError(
-            "aggregate: how = 'triton' needs triton, which is not installed; valid: auto, dense, entries"
+            f"aggregate: how = {how!r} {NEEDS.get(how, 'does not run here')}; valid: auto, dense, entries"
         )
-    length = find(how).segment
-    if length == 0:
-        return (*graph.plan(), None, None, None)
-    cut = segments(graph, length, empty=False)
-    return (*graph.plan(), cut.row, cut.start, cut.count)
+    work = way.divide(graph, rows.values)
+    return (*work, *[None] * (3 - len(work)))
 
 
 def _cast(x: Tensor) -> Tensor:
@@ -127,9 +150,18 @@ def _cast(x: Tensor) -> Tensor:
     return x.contiguous()
 
 
-def _candidate(how: str) -> Candidate:
+def _forward(how: str) -> Candidate:
     def prepare(graph: Graph, values: Tensor, index: Tensor, width: int) -> Program:
-        plan = _plan(graph, how)
-        return lambda: torch.ops.planish_maxk.aggregate(*plan, values, index, width, how)
+        plan, work, run = graph.plan(), WAYS[how].divide(graph, values), WAYS[how].forward
+        return lambda: run(plan, work, values, index, width)
+
+    return Candidate(how, prepare, WAYS[how].deterministic)
+
+
+def _backward(how: str) -> Candidate:
+    def prepare(graph: Graph, values: Tensor, index: Tensor, width: int) -> Program:
+        plan, work, run = graph.plan(), WAYS[how].divide(graph, values), WAYS[how].backward
+        grad = values.new_ones(graph.num_rows, width)
+        return lambda: run(plan, work, grad, values, index, (True, False))[0].to(values.dtype)
 
     return Candidate(how, prepare, WAYS[how].deterministic)

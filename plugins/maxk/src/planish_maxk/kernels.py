@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planish_graph.partition import Segments
+from planish_graph.graph import Graph, Plan
+from planish_graph.partition import segments
 
 SEGMENT = 32
 LANES = 64
@@ -139,49 +140,46 @@ def top_k(x: Tensor, k: int, positions: torch.dtype) -> tuple[Tensor, Tensor]:
     return values, index
 
 
-def forward(
-    cut: Segments,
-    indices: Tensor,
-    weight: Tensor | None,
-    values: Tensor,
-    index: Tensor,
-    width: int,
-    rows: int,
-) -> Tensor:
-    """y [rows, width] of the values' type; see `planish_maxk.product.entrywise`."""
-    out = torch.zeros(rows, width, dtype=torch.float32, device=values.device)
+def divide(graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, first entries and lengths of the segments; kept on the graph."""
+    cut = segments(graph, SEGMENT, empty=False)
+    return cut.row, cut.start, cut.count
+
+
+def forward(plan: Plan, work: tuple[Tensor, ...], values: Tensor, index: Tensor, width: int) -> Tensor:
+    """y [N, width] of the values' type; see `planish_maxk.product.entrywise`. ``work`` is what `divide` gave."""
+    out = torch.zeros(len(plan.indptr) - 1, width, dtype=torch.float32, device=values.device)
     k = index.shape[1]
-    if len(cut.row):
-        _forward[_grid(cut, k)](
-            cut.row, cut.start, cut.count, indices, _any(weight, out), values, index, out, width, k,
-            WEIGHTED=weight is not None, **_sizes(k),
+    if len(work[0]):
+        _forward[_grid(work, k)](
+            *work, plan.indices, _any(plan.value, out), values, index, out, width, k,
+            WEIGHTED=plan.value is not None, **_sizes(k),
         )  # fmt: skip
     return out.to(values.dtype)
 
 
 def backward(
-    cut: Segments,
-    indices: Tensor,
-    weight: Tensor | None,
+    plan: Plan,
+    work: tuple[Tensor, ...],
     grad: Tensor,
     values: Tensor,
     index: Tensor,
-    of: tuple[bool, bool],
+    wanted: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the kept values [M, k] and of A's values [E]; ``of`` says which are wanted, the other is empty."""
+    """Gradients of the kept values [M, k] and of A's values [E]; ``wanted`` says which, the other is empty."""
     k = index.shape[1]
     zeros = lambda wanted, *shape: torch.zeros(shape if wanted else 0, device=grad.device)  # noqa: E731
-    of_values, of_weight = zeros(of[0], len(index), k), zeros(of[1], len(indices))
-    if len(cut.row):
-        _backward[_grid(cut, k)](
-            cut.row, cut.start, cut.count, indices, _any(weight, grad), values, index, grad, of_values, of_weight,
-            grad.shape[1], k, WEIGHTED=weight is not None, VALUES=of[0], WEIGHTS=of[1], **_sizes(k),
+    of_values, of_weight = zeros(wanted[0], len(index), k), zeros(wanted[1], len(plan.indices))
+    if len(work[0]):
+        _backward[_grid(work, k)](
+            *work, plan.indices, _any(plan.value, grad), values, index, grad, of_values, of_weight,
+            grad.shape[1], k, WEIGHTED=plan.value is not None, VALUES=wanted[0], WEIGHTS=wanted[1], **_sizes(k),
         )  # fmt: skip
     return of_values, of_weight
 
 
-def _grid(cut: Segments, k: int) -> tuple[int, int]:
-    return len(cut.row), triton.cdiv(k, _sizes(k)["K"])
+def _grid(work: tuple[Tensor, ...], k: int) -> tuple[int, int]:
+    return len(work[0]), triton.cdiv(k, _sizes(k)["K"])
 
 
 def _sizes(k: int) -> dict[str, Any]:

@@ -10,21 +10,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from planish_graph import spmm  # noqa: F401 - registers the operators
 from planish_graph.graph import Plan
-from planish_graph.reference import CHUNK, csr_product
+from planish_graph.reference import CHUNK
 from planish_maxk.topk import expand
 
 
 def through_dense(plan: Plan, values: Tensor, index: Tensor, width: int) -> Tensor:
-    """y [N, width] through torch's CSR product of the expanded rows: the path of the CPU, and the one that always
-    works. It gathers width numbers an entry where a kernel gathers k."""
-    return csr_product(plan.indptr, plan.indices, plan.value, expand(values, index, width))
+    """y [N, width] as the product of A with the expanded rows, by the fastest of `planish_graph.dispatch.SPMM`: the
+    path of the CPU, and the one that always works. It gathers width numbers an entry where a kernel gathers k."""
+    out: Tensor = torch.ops.planish_graph.spmm(*plan, expand(values, index, width))
+    return out
 
 
 def through_dense_backward(plan: Plan, grad: Tensor, index: Tensor) -> Tensor:
-    """[M, k] gradient of the kept values, through the transposed CSR product and a gather."""
-    value = None if plan.value is None else plan.value[plan.t_entry.long()]
-    return csr_product(plan.t_indptr, plan.t_indices, value, grad).gather(1, index.long())
+    """[M, k] gradient of the kept values, through the product with the transposed matrix and a gather."""
+    transposed = plan.t_indptr, plan.t_indices, plan.t_entry
+    dense: Tensor = torch.ops.planish_graph.spmm_backward(*transposed, plan.value, grad)
+    return dense.gather(1, index.long())
 
 
 def entrywise(plan: Plan, values: Tensor, index: Tensor, width: int) -> Tensor:
@@ -33,7 +36,7 @@ def entrywise(plan: Plan, values: Tensor, index: Tensor, width: int) -> Tensor:
     out = torch.zeros((len(plan.indptr) - 1) * width, dtype=torch.float64, device=values.device)
     for part in _chunks(plan, index):
         source = plan.indices[part].long()
-        place = rows[part, None] * width + index[source].long()
+        place = rows[part, None] * width + _rows_of(index, source)
         out.index_add_(0, place.flatten(), (_weights(plan, part) * values[source].double()).flatten())
     return out.view(-1, width).to(values.dtype)
 
@@ -45,7 +48,7 @@ def entrywise_backward(plan: Plan, grad: Tensor, index: Tensor) -> Tensor:
     lanes = torch.arange(k, device=grad.device)
     for part in _chunks(plan, index):
         source = plan.indices[part].long()
-        sampled = grad[rows[part]].gather(1, index[source].long()).double()
+        sampled = grad[rows[part]].gather(1, _rows_of(index, source)).double()
         out.index_add_(0, (source[:, None] * k + lanes).flatten(), (_weights(plan, part) * sampled).flatten())
     return out.view(-1, k).to(grad.dtype)
 
@@ -57,9 +60,16 @@ def entry_gradient(plan: Plan, grad: Tensor, values: Tensor, index: Tensor) -> T
     out = torch.empty(len(plan.indices), dtype=exact, device=grad.device)
     for part in _chunks(plan, index):
         source = plan.indices[part].long()
-        sampled = grad[rows[part]].gather(1, index[source].long())
+        sampled = grad[rows[part]].gather(1, _rows_of(index, source))
         out[part] = (sampled.to(exact) * values[source].to(exact)).sum(1)
     return out
+
+
+def _rows_of(index: Tensor, source: Tensor) -> Tensor:
+    """[., k] int64 positions of the rows ``source``; torch cannot index uint16 on CUDA."""
+    if index.dtype == torch.uint16:
+        return index.view(torch.int16)[source].long() & 0xFFFF
+    return index[source].long()
 
 
 def _rows(plan: Plan) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from planish.errors import PlanishError
 from planish_maxk import layers, sites
+from planish_maxk.recompute import Recompute, cut
 
 NOT_FOUND = (
     "no ReLU stands directly before an aggregation; valid: ReLU, then dropout or one linear layer or neither, then "
@@ -23,21 +24,23 @@ class Rewritten(nn.Module):
     """``net`` with MaxK in place of every ReLU that stands directly before an aggregation.
 
     Parameters are those of ``net``, which stays as it was; computation follows its traced graph. ``k`` may be set to
-    None to compute what ``net`` computes.
+    None to compute what ``net`` computes. ``recompute`` says what a training pass does not save; see
+    `planish_maxk.recompute`.
 
     Raises:
         PlanishError: nothing to replace is found, or the forward pass cannot be traced.
     """
 
-    def __init__(self, net: nn.Module, k: int | None) -> None:
+    def __init__(self, net: nn.Module, k: int | None, recompute: Recompute = "nothing") -> None:
         super().__init__()
         self.net = net
         self._k = k
+        self.recompute = recompute
         self._build()
 
     def _build(self) -> None:
         graph, self.held = sites.trace(self.net)
-        self.places = _replace(graph, self._k)
+        graph, self.places = _replace(graph, self._k, self.recompute)
         graph.train(self.training)
         # Not registered: its parameters and layers are those of `net`.
         self.__dict__["graph"] = graph
@@ -75,18 +78,20 @@ class Rewritten(nn.Module):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Rewritten:
-        other = Rewritten(copy.deepcopy(self.net, memo), self.k)
+        other = Rewritten(copy.deepcopy(self.net, memo), self.k, self.recompute)
         return other.train(self.training)
 
 
-def rewrite(net: nn.Module, k: int, batch: Mapping[str, Any] | None = None) -> Rewritten:
+def rewrite(
+    net: nn.Module, k: int, batch: Mapping[str, Any] | None = None, recompute: Recompute = "nothing"
+) -> Rewritten:
     """`Rewritten` in evaluation mode as ``net`` is, checked on ``batch`` (the network's inputs by name) if one is given.
 
     Raises:
         PlanishError: there is nothing to replace, k is above the width of an activation, or, with its activations set
             back to ReLU, the rewritten network does not compute what ``net`` computes.
     """
-    made = Rewritten(net, k).train(net.training)
+    made = Rewritten(net, k, recompute).train(net.training)
     if batch is not None:
         difference = disagreement(made, batch)
         if not difference <= TOLERANCE:
@@ -121,12 +126,13 @@ def disagreement(made: Rewritten, batch: Mapping[str, Any]) -> float:
     return float((expected - got).abs().max()) / scale
 
 
-def _replace(graph: fx.GraphModule, k: int | None) -> list[str]:
-    """Rewrite the traced graph; the names of the activations replaced, in the order of computation."""
+def _replace(graph: fx.GraphModule, k: int | None, recompute: Recompute) -> tuple[fx.GraphModule, list[str]]:
+    """The graph rewritten, and the names of the activations replaced, in the order of computation."""
     found = list(sites.find(graph))
     if not found:
         raise PlanishError(NOT_FOUND)
     compressed: dict[fx.Node, fx.Node] = {}
+    products: list[fx.Node] = []
     for number, site in enumerate(found):
         for node in (site.relu, *site.dropouts):
             if node not in compressed:
@@ -137,13 +143,15 @@ def _replace(graph: fx.GraphModule, k: int | None) -> list[str]:
         with graph.graph.inserting_before(site.product):
             arguments = tuple(rows if a is sites.ROWS else a for a in site.arguments)
             made = graph.graph.call_module(name, arguments, site.keywords)
+        products.append(made)
         site.product.replace_all_uses_with(made)
+    ends = [compressed[(site.relu, *site.dropouts)[-1]] for site in found]
     places = [node.name for node in compressed if sites.is_relu(graph, node)]
     _tidy(graph, found, compressed)
     _modular_dropout(graph)
     graph.graph.lint()
     graph.recompile()
-    return places
+    return cut(graph, ends, products, recompute), places
 
 
 def _compress(

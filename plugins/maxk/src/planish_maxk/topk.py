@@ -7,6 +7,8 @@ pointer. Ties, NaN and the order of positions are our choice, as documented here
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -33,8 +35,11 @@ def top_k(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Returns:
         values [N, k] of x's type, positions [N, k] of `position_type`.
     """
-    limit = torch.topk(x, k, dim=1).values[:, -1:]
     nan = x.isnan()
+    kept = torch.topk(x, k, dim=1, sorted=False).values
+    # Not the last of sorted ones: among NaN that is not always the smallest.
+    limit = kept.masked_fill(kept.isnan(), math.inf).amin(1, keepdim=True)
+    limit = torch.where(nan.sum(1, keepdim=True) < k, limit, math.nan)
     above = (x > limit) | (nan & ~limit.isnan())
     equal = (x == limit) | (nan & limit.isnan())
     wanted = k - above.sum(1, keepdim=True)

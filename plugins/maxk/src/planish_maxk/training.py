@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from planish_maxk.recompute import Recomputed
 
 
 class Training:
@@ -101,7 +103,8 @@ class Training:
 
 
 def saved_bytes(module: nn.Module, batch: Mapping[str, Any]) -> int:
-    """Bytes that one training forward pass keeps for its backward pass, counted from the tensors autograd saves.
+    """Bytes that one training forward pass keeps for its backward pass, counted from the tensors autograd saves and the
+    inputs of what is recomputed.
 
     Weights, inputs and the graph's own tensors, which outlive the pass, are not counted: they are those that a second
     pass saves again at the same place while the first is still alive.
@@ -114,17 +117,43 @@ def saved_bytes(module: nn.Module, batch: Mapping[str, Any]) -> int:
         module(**batch)  # what is built once, such as matrices, is built now
         outputs = []
         for seen in (first, second):
-            with torch.autograd.graph.saved_tensors_hooks(_noting(seen), lambda tensor: tensor):
+            note = _noting(seen)
+            hooks = [
+                part.register_forward_pre_hook(
+                    lambda _, args, note=note: [note(t) for t in _tensors(args)] and None
+                )
+                for part in _recomputed(module)
+            ]
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
                 outputs.append(module(**batch))
+            for hook in hooks:
+                hook.remove()
     finally:
         module.train(training)
     return sum(size for place, size in second.items() if place not in first)
 
 
-def _noting(seen: dict[int, int]) -> Any:
+def _recomputed(module: nn.Module) -> Iterator[Recomputed]:
+    """A rewritten network does not register its traced graph."""
+    for part in (module, module.__dict__.get("graph")):
+        if isinstance(part, nn.Module):
+            yield from (m for m in part.modules() if isinstance(m, Recomputed))
+
+
+def _tensors(given: Any) -> Iterator[Tensor]:
+    """The tensors among arguments, in compressed rows too."""
+    if isinstance(given, Tensor):
+        yield given
+    elif isinstance(given, tuple):
+        for part in given:
+            yield from _tensors(part)
+
+
+def _noting(seen: dict[int, int]) -> Callable[[Tensor], Tensor]:
     def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        seen[storage.data_ptr()] = storage.nbytes()
+        if tensor.layout == torch.strided:  # sparse ones are matrices, which outlive the pass
+            storage = tensor.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     return note

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from planish.errors import DataError
-from planish_graph.graph import Plan
-from planish_graph.partition import Segments
-from planish_maxk import kernels, product
+from planish_graph.graph import Graph, Plan
+from planish_maxk import cuda, kernels, product
+
+Work = tuple[Tensor, ...]
+"""Up to three tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,20 +20,19 @@ class Way:
     """One implementation of the product and of its backward pass.
 
     Attributes:
-        forward: ``forward(plan, cut, values, index, width)`` gives y [N, width] of the values' type.
-        backward: ``backward(plan, cut, grad, values, index, wanted)`` gives the gradients of the kept values [M, k] and
+        forward: ``forward(plan, work, values, index, width)`` gives y [N, width] of the values' type.
+        backward: ``backward(plan, work, grad, values, index, wanted)`` gives the gradients of the kept values [M, k] and
             of A's values [E], where ``wanted`` says which; the other may be empty.
-        usable: whether it runs on such values [M, k].
-        segment: longest segment of rows that it wants in ``cut``; 0 wants none and gets None.
-        deterministic: whether two runs give the same bits.
+        usable: ``usable(values, width)`` says whether it runs on such values [M, k] of rows of that width.
+        divide: ``divide(graph, values)`` is how it divides the work; what this gives, kept on the graph, comes back as
+            ``work``.
+        deterministic: whether two runs give the same bits where `torch.use_deterministic_algorithms` is on.
     """
 
-    forward: Callable[[Plan, Segments | None, Tensor, Tensor, int], Tensor]
-    backward: Callable[
-        [Plan, Segments | None, Tensor, Tensor, Tensor, tuple[bool, bool]], tuple[Tensor, Tensor]
-    ]
-    usable: Callable[[Tensor], bool] = lambda values: True
-    segment: int = 0
+    forward: Callable[[Plan, Work, Tensor, Tensor, int], Tensor]
+    backward: Callable[[Plan, Work, Tensor, Tensor, Tensor, tuple[bool, bool]], tuple[Tensor, Tensor]]
+    usable: Callable[[Tensor, int], bool] = lambda values, width: True
+    divide: Callable[[Graph, Tensor], Work] = lambda graph, values: ()
     deterministic: bool = False
 
 
@@ -46,49 +47,45 @@ def find(name: str) -> Way:
     return WAYS[name]
 
 
-def _dense(plan: Plan, cut: Segments | None, values: Tensor, index: Tensor, width: int) -> Tensor:
-    return product.through_dense(plan, values, index, width)
-
-
-def _entries(plan: Plan, cut: Segments | None, values: Tensor, index: Tensor, width: int) -> Tensor:
-    return product.entrywise(plan, values, index, width)
-
-
-def _plain_backward(
-    of_values: Callable[[Plan, Tensor, Tensor], Tensor],
-) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Both gradients, each only where wanted."""
+def _plain(forward: Callable[..., Tensor], of_values: Callable[[Plan, Tensor, Tensor], Tensor]) -> Way:
+    """Of functions in plain torch; each gradient only where it is wanted."""
 
     def backward(
-        plan: Plan,
-        cut: Segments | None,
-        grad: Tensor,
-        values: Tensor,
-        index: Tensor,
-        wanted: tuple[bool, bool],
+        plan: Plan, work: Work, grad: Tensor, values: Tensor, index: Tensor, wanted: tuple[bool, bool]
     ) -> tuple[Tensor, Tensor]:
         one = of_values(plan, grad, index) if wanted[0] else grad.new_empty(0)
         two = product.entry_gradient(plan, grad, values, index) if wanted[1] else grad.new_empty(0)
         return one, two
 
-    return backward
+    return Way(
+        lambda plan, work, values, index, width: forward(plan, values, index, width),
+        backward,
+        deterministic=True,
+    )
 
 
-def _triton(plan: Plan, cut: Segments | None, values: Tensor, index: Tensor, width: int) -> Tensor:
-    assert cut is not None
-    return kernels.forward(cut, plan.indices, plan.value, values, index, width, len(plan.indptr) - 1)
-
-
-def _triton_backward(
-    plan: Plan, cut: Segments | None, grad: Tensor, values: Tensor, index: Tensor, wanted: tuple[bool, bool]
-) -> tuple[Tensor, Tensor]:
-    assert cut is not None
-    return kernels.backward(cut, plan.indices, plan.value, grad, values, index, wanted)
+def _cuda(window: int | None) -> Way:
+    """The same kernels, with long work first among so many consecutive rows, or among all."""
+    return Way(
+        cuda.forward,
+        cuda.backward,
+        cuda.fits,
+        lambda graph, values: cuda.divide(graph, window),
+        deterministic=True,
+    )
 
 
 WAYS = {
-    "dense": Way(_dense, _plain_backward(product.through_dense_backward), deterministic=True),
-    "triton": Way(_triton, _triton_backward, kernels.usable, kernels.SEGMENT),
-    "entries": Way(_entries, _plain_backward(product.entrywise_backward), deterministic=True),
+    "dense": _plain(product.through_dense, product.through_dense_backward),
+    "cuda": _cuda(cuda.WINDOW),
+    "cuda-sorted": _cuda(None),
+    "triton": Way(
+        kernels.forward,
+        kernels.backward,
+        lambda values, width: kernels.usable(values),
+        lambda graph, values: kernels.divide(graph),
+    ),
+    "entries": _plain(product.entrywise, product.entrywise_backward),
 }
-"""``"dense"`` is the fallback, ``"entries"`` the reference; all others are kernels. See `planish_maxk.cbsr.choose`."""
+"""``"dense"`` is the fallback, ``"entries"`` the reference; all others are kernels, the preferred first. See
+`planish_maxk.cbsr.choose`."""

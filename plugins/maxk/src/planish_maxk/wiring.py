@@ -34,7 +34,7 @@ def apply(model: TorchModel, config: MaxKConfig, ctx: Context) -> MaxKModel:
     _finite(inner)
     before = copy.deepcopy(model.module)  # its weights are those that are trained below
     batch = {name: value.to(inner.device) for name, value in task.example(model).items()}
-    made = MaxKModel(rewrite(inner.module, config.k, batch), inner.builder, inner)
+    made = MaxKModel(rewrite(inner.module, config.k, batch, config.recompute), inner.builder, inner)
     facts: dict[str, Any] = {
         "activations": dict(zip(made.module.places, (m.width for m in made.module.activations), strict=True)),
         "difference with ReLU kept": disagreement(made.module, batch),

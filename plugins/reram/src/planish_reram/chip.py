@@ -161,7 +161,7 @@ def compose(
         gain, constant = correction(layout, physics.rates, protection, levels.device, dtype)
         levels = (levels.to(dtype) - constant) * gain
     if levels.dtype == torch.uint8:
-        value = layout.integers(levels).to(dtype)
+        value = layout.integers(levels, dtype)
     else:
         value = layout.combine(levels.to(dtype))
     scale = quantised.scale.to(dtype)
@@ -178,7 +178,8 @@ def _vote(
     late = protection.vote in ("output", "mean") and len(read) > 1
     whole = [first, *(first.clone() for _ in read[1:])] if late else [first]
     for k in range(protection.deepest):
-        rows = protection.protected(k).to(first.device)
+        protected = protection.protected(k)
+        rows = slice(None) if bool(protected.all()) else protected.to(first.device)
         copies = [levels[:, :, k, rows] for levels in read]
         if late:
             for target, levels in zip(whole, copies, strict=True):
@@ -202,7 +203,7 @@ def _vote(
             rows = lost.to(first.device)
             for target in whole:
                 target[:, :, k, rows] = middle[lost].to(first.device)[:, None]
-    return torch.stack(whole)
+    return torch.stack(whole) if late else first[None]
 
 
 def median(copies: Sequence[Tensor]) -> Tensor:

@@ -65,8 +65,9 @@ def stick(cells: Tensor, faults: Tensor, top: int) -> Tensor:
     """Levels with the faulty ones overwritten: a stuck cell ignores what was programmed. Shapes broadcast."""
     if cells.dtype == torch.uint8:
         state = faults.view(torch.uint8)
-        keep = (state == HEALTHY).view(torch.uint8)
-        return (cells * keep).add_(state >> 1, alpha=top)
+        flags = (state == HEALTHY).view(torch.uint8)
+        levels = cells * flags
+        return levels.add_(torch.bitwise_right_shift(state, 1, out=flags), alpha=top)
     return torch.where(faults == HRS, torch.zeros_like(cells), torch.where(faults == LRS, float(top), cells))
 
 

@@ -109,13 +109,13 @@ class Crossbar(nn.Module):
         return x
 
     def inputs(self, vectors: Tensor) -> Inputs:
-        """Input vectors as the word lines see them, [chips, N, in]."""
+        """Input vectors as the word lines see them, [chips, N, in]; no gradient passes a converter."""
         chips = len(self.seeds)
         if vectors.shape[0] % chips:
             raise PlanishError(
                 f"layer {self.name!r}: {vectors.shape[0]} samples cannot be shared out to {chips} chips"
             )
-        flat = vectors.reshape(chips, -1, vectors.shape[-1]).to(self.setup.dtype)
+        flat = vectors.detach().reshape(chips, -1, vectors.shape[-1]).to(self.setup.dtype)
         return convert_inputs(flat, self.setup.converters, self.input_limit)
 
     def product(self, vectors: Tensor) -> Tensor:

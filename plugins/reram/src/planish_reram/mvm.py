@@ -79,26 +79,23 @@ class Sliced:
         """[chips, N, out] for inputs [chips, N, in], every column sum digitised."""
         plan, layout = self.plan, self.layout
         x = self.kept(inputs)
-        sums = self.codes(x).to(torch.float64 if self.dtype == torch.float64 else torch.float32)
-        total_input = x.sum(dim=-1, keepdim=True).to(sums.dtype)
+        total_input = x.sum(dim=-1, keepdim=True)
         corrected = None
         if plan.protection.bias_correction:
-            corrected = correction(layout, plan.rates, plan.protection, x.device, sums.dtype)
-        value = torch.zeros_like(sums[0, 0])
-        for array in range(layout.arrays):
-            for k, significance in enumerate(layout.significance):
-                part = sums[array, k]
-                weight: float = significance if array == 0 else -significance
-                step = None if plan.adc is None else plan.adc.step[array, k]
-                if step is not None and step.numel() == 1:
-                    weight *= float(step)  # one pass without a copy, where one number serves all columns
-                elif step is not None:
-                    part = part * step.to(part)
-                if corrected is not None:
-                    gain, constant = (t[k, :, 0] for t in corrected)
-                    unit = 1.0 if step is None or step.numel() > 1 else float(step)  # of `part`
-                    part = (part - total_input * constant / unit) * gain
-                value.add_(part, alpha=weight)
+            corrected = correction(layout, plan.rates, plan.protection, x.device, x.dtype)
+        value = x.new_zeros(*x.shape[:-1], self.first.shape[-1])
+        for array, k, part in self._codes(x):
+            weight: float = layout.significance[k] * (1 if array == 0 else -1)
+            step = None if plan.adc is None else plan.adc.step[array, k]
+            if step is not None and step.numel() == 1:
+                weight *= float(step)  # one pass without a copy, where one number serves all columns
+            elif step is not None:
+                part = part * step.to(part)
+            if corrected is not None:
+                gain, constant = (t[k, :, 0] for t in corrected)
+                unit = 1.0 if step is None or step.numel() > 1 else float(step)  # of `part`
+                part = (part - total_input * constant / unit) * gain
+            value.add_(part, alpha=weight)
         if layout.offset:
             value -= layout.offset * total_input
         scale = plan.quantised.scale.to(value)
@@ -123,25 +120,32 @@ class Sliced:
 
         ``x`` is [chips, N, C], the kept inputs as the word lines see them.
         """
+        found = torch.stack([total.clone() for _, _, total in self._codes(x)])
+        return found.unflatten(0, self.first.shape[:2])
+
+    def _codes(self, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+        """(array, slice, codes [chips, N, R]) one after the other; the memory is used again, so that it stays in the cache."""
         A, S, T, chips, _, R = self.first.shape
-        N = x.shape[1]
-        total = torch.zeros(A, S, chips, N, R, dtype=self.dtype, device=x.device)
-        buffer = torch.empty(chips, N, R, dtype=self.dtype, device=x.device)
-        matrix = torch.empty(self.first.shape[3:], dtype=self.dtype, device=x.device)
-        serial = self.plan.converters.dac_serial
-        planes = bit_planes(x, self.plan.converters.dac_bits or 0) if serial else [(1, x)]
-        with _tensor_cores(self.tensor_cores):
-            for significance, plane in planes:
-                driven = self._driven(plane)
-                for t in range(T):
-                    for a in range(A):
-                        for k in range(S):
-                            weight = matrix.copy_(self.first[a, k, t])
-                            found = self._digitised(driven[t], weight, a, k, buffer)
+        total, buffer = x.new_empty(2, chips, x.shape[1], R)
+        matrix = x.new_empty(self.first.shape[3:])
+        driven = [(significance, self._driven(plane)) for significance, plane in self._planes(x)]
+        for a in range(A):
+            for k in range(S):
+                total.zero_()
+                with _tensor_cores(self.tensor_cores):
+                    for t in range(T):
+                        weight = matrix.copy_(self.first[a, k, t])
+                        for significance, lines in driven:
+                            found = self._digitised(lines[t], weight, a, k, buffer)
                             if k < self.plan.protection.deepest and self.others:
-                                found = self._voted(found, driven[t], a, k, t)
-                            total[a, k].add_(found, alpha=significance)
-        return total
+                                found = self._voted(found, lines[t], a, k, t)
+                            total.add_(found, alpha=significance)
+                yield a, k, total
+
+    def _planes(self, x: Tensor) -> list[tuple[int, Tensor]]:
+        """(significance, what the word lines see) of every cycle."""
+        converters = self.plan.converters
+        return bit_planes(x, converters.dac_bits or 0) if converters.dac_serial else [(1, x)]
 
     @property
     def tensor_cores(self) -> bool:
@@ -152,11 +156,8 @@ class Sliced:
 
     def sums(self, x: Tensor, array: int, slice_index: int) -> Tensor:
         """Column sums before any conversion, [planes x T, chips, N, R]: what calibration looks at."""
-        serial = self.plan.converters.dac_serial
-        planes = bit_planes(x, self.plan.converters.dac_bits or 0) if serial else [(1, x)]
-        return torch.cat(
-            [torch.matmul(self._driven(plane), self.first[array, slice_index].to(x)) for _, plane in planes]
-        )
+        weight = self.first[array, slice_index].to(x)
+        return torch.cat([torch.matmul(self._driven(plane), weight) for _, plane in self._planes(x)])
 
     def _digitised(self, x: Tensor, weight: Tensor, array: int, k: int, out: Tensor | None = None) -> Tensor:
         sums = torch.bmm(x, weight, out=out)

@@ -178,6 +178,10 @@ class _Ranges:
             for k in range(sliced.layout.slices):
                 sums = sliced.sums(inputs, array, k)
                 rows = sums.reshape(-1, sums.shape[-1] if by_column else 1)
-                wanted = min(len(rows), SAMPLES // 32 if by_column else SAMPLES)
-                picked = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:wanted]
-                self.sums.setdefault((array, k), []).append(rows[picked.to(rows.device)].cpu())
+                wanted = SAMPLES // 32 if by_column else SAMPLES
+                if (
+                    len(rows) > wanted
+                ):  # drawn with replacement: a permutation of millions takes longer than their sums
+                    picked = torch.randint(len(rows), (wanted,), generator=torch.Generator().manual_seed(0))
+                    rows = rows[picked.to(rows.device)]
+                self.sums.setdefault((array, k), []).append(rows.cpu())

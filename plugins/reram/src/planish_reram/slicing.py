@@ -63,9 +63,11 @@ class Layout:
             stored = (q + self.offset).to(torch.uint8)[None]
         else:
             stored = torch.stack((q.clamp(min=0), (-q).clamp_(min=0))).to(torch.uint8)
-        last = self.slices - 1
-        parts = [(stored >> (self.cell_bits * (last - k))) & self.top for k in range(self.slices)]
-        return torch.stack(parts, dim=1)
+        levels = stored.new_empty(stored.shape[0], self.slices, *stored.shape[1:])
+        for k in range(self.slices):
+            shift = self.cell_bits * (self.slices - 1 - k)
+            torch.bitwise_right_shift(stored, shift, out=levels[:, k]).bitwise_and_(self.top)
+        return levels
 
     def combine(self, levels: Tensor) -> Tensor:
         """The value that levels [..., A, S, out, in] stand for, [..., out, in], in the levels' own format.
@@ -79,12 +81,12 @@ class Layout:
             return weighted[..., 0, :, :].sub_(self.offset)
         return weighted[..., 0, :, :] - weighted[..., 1, :, :]
 
-    def integers(self, cells: Tensor) -> Tensor:
-        """Signed integers int32 [..., out, in] that cells uint8 [..., A, S, out, in] hold."""
+    def integers(self, cells: Tensor, dtype: torch.dtype = torch.int32) -> Tensor:
+        """Signed integers [..., out, in] that cells uint8 [..., A, S, out, in] hold, in a format that has room for them."""
         if self.mapping == "offset":
             # All slices of one weight fit in a byte, so they are put together as bytes: 4 times fewer to move.
             stored = cells[..., 0, 0, :, :] * self.significance[0]
             for k in range(1, self.slices):
                 stored += cells[..., 0, k, :, :] * self.significance[k]
-            return stored.to(torch.int32).sub_(self.offset)
-        return self.combine(cells.to(torch.int32))
+            return stored.to(dtype).sub_(self.offset)
+        return self.combine(cells.to(torch.int32)).to(dtype)

@@ -1,0 +1,146 @@
+"""The kernel among the candidates of dispatchers: of `planish_graph.dispatch.SPMM` and of the fused product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from planish_accelgcn import kernel, reference
+from planish_accelgcn.settings import FIXED, NAMED, Setting, fitted
+from planish_accelgcn.work import work
+from planish_graph import nvrtc
+from planish_graph.check import INT32_MAX
+from planish_graph.dispatch import SPMM, Candidate, Dispatcher, Program
+from planish_graph.graph import Graph
+from planish_graph.reference import default_product, sampled_product
+
+
+def usable(graph: Graph, x: Tensor) -> bool:
+    """Whether the kernel can compute with this graph and such features."""
+    return (
+        x.is_cuda
+        and x.dtype in kernel.STORAGE
+        and x.is_contiguous()
+        and min(graph.num_rows, graph.num_cols, graph.num_edges, x.shape[1]) > 0
+        and max(graph.num_rows, graph.num_cols) <= INT32_MAX
+        and nvrtc.available()
+    )
+
+
+def spmm() -> list[Candidate]:
+    """For `planish_graph.dispatch.SPMM`: A x with the settings that suit a graph."""
+    return [Candidate(f"accelgcn {name}", _plain(setting)) for name, setting in NAMED.items()]
+
+
+def sddmm() -> list[Candidate]:
+    """For `planish_graph.dispatch.SDDMM`: the gradient of A's values."""
+
+    def prepare(graph: Graph, grad: Tensor, x: Tensor) -> Program | None:
+        if not usable(graph, x) or grad.dtype != x.dtype:
+            return None
+        return lambda: kernel.edge_gradient(graph, None, None, grad.contiguous(), x)
+
+    return [Candidate("accelgcn", prepare)]
+
+
+def _plain(setting: Setting) -> Callable[[Graph, Tensor], Program | None]:
+    def prepare(graph: Graph, x: Tensor) -> Program | None:
+        return _fused(setting)(graph, x, None, None, None, False, False)
+
+    return prepare
+
+
+def _fused(setting: Setting) -> Callable[..., Program | None]:
+    def prepare(
+        graph: Graph,
+        x: Tensor,
+        row_scale: Tensor | None,
+        column_scale: Tensor | None,
+        bias: Tensor | None,
+        mean: bool,
+        relu: bool,
+    ) -> Program | None:
+        if not usable(graph, x):
+            return None
+        fit = fitted(setting, graph, x.shape[1], x.element_size())
+        return fit and _program(graph, x, row_scale, column_scale, bias, mean, relu, fit)
+
+    return prepare
+
+
+def _program(
+    graph: Graph,
+    x: Tensor,
+    row_scale: Tensor | None,
+    column_scale: Tensor | None,
+    bias: Tensor | None,
+    mean: bool,
+    relu: bool,
+    setting: Setting,
+) -> Program:
+    rows = "mean" if mean else "sum" if row_scale is None else "scale"
+    epilogue = kernel.Epilogue(rows, column_scale is not None, bias is not None, relu)
+    value = graph.value if graph.value is not None and graph.value.dtype == x.dtype else graph.values32()
+    operands = kernel.Operands(x, value, row_scale, column_scale, bias)
+    return kernel.program(graph, operands, setting, epilogue)
+
+
+def fixed(
+    graph: Graph,
+    x: Tensor,
+    row_scale: Tensor | None,
+    column_scale: Tensor | None,
+    bias: Tensor | None,
+    mean: bool,
+    relu: bool,
+) -> Program | None:
+    """The kernel with one setting, whatever is fastest; None where it cannot run."""
+    if not usable(graph, x):
+        return None
+    return _program(graph, x, row_scale, column_scale, bias, mean, relu, FIXED)
+
+
+def plain(
+    graph: Graph,
+    x: Tensor,
+    row_scale: Tensor | None,
+    column_scale: Tensor | None,
+    bias: Tensor | None,
+    mean: bool,
+    relu: bool,
+) -> Program:
+    """Scaling, product and activation one after the other, the product by the fastest candidate that there is."""
+    return lambda: reference.fused(graph, x, row_scale, column_scale, bias, mean, relu, _product)
+
+
+def _product(graph: Graph, x: Tensor) -> Tensor:
+    return SPMM(graph, x) if x.is_cuda else default_product(graph.indptr, graph.indices, graph.value, x)
+
+
+FUSED = Dispatcher(
+    "accelgcn",
+    [
+        Candidate("unfused", plain),
+        *(Candidate(f"fused {name}", _fused(setting)) for name, setting in NAMED.items()),
+    ],
+)
+"""act(R A C x + bias) without gradients."""
+
+
+def edge_gradient(
+    graph: Graph, row_scale: Tensor | None, column_scale: Tensor | None, grad: Tensor, x: Tensor
+) -> Tensor:
+    """[E] row_scale[i] column_scale[j] <grad[i], x[j]> at the entries (i, j) of A; fp32 at least."""
+    grad, x = grad.contiguous(), x.contiguous()
+    if usable(graph, x) and grad.dtype == x.dtype:
+        return kernel.edge_gradient(graph, row_scale, column_scale, grad, x)
+    out = sampled_product(graph.indptr, graph.indices, grad, x)
+    if row_scale is not None:
+        out = out * row_scale[graph.rows.long()]
+    return out if column_scale is None else out * column_scale[graph.indices.long()]
+
+
+def lists(graph: Graph) -> object:
+    """The work lists of the fixed setting."""
+    return work(graph, FIXED.chunk, FIXED.segment, FIXED.short)

@@ -1,0 +1,155 @@
+"""Launching the CUDA kernel: one compiled program a setting, type and epilogue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from planish_accelgcn.settings import Setting
+from planish_accelgcn.sources import source
+from planish_accelgcn.work import work
+from planish_graph import nvrtc
+from planish_graph.graph import Graph
+
+WARP = 32
+STORAGE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+SDDMM = Setting(chunk=4096, segment=512, short=0)
+"""Of the gradient of the values; as many lanes as the width asks for have an entry."""
+ROWS = {"sum": 0, "scale": 1, "mean": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Epilogue:
+    """What is fused: y = act(R A C x + bias) with R, C diagonal."""
+
+    rows: str = "sum"
+    columns: bool = False
+    bias: bool = False
+    relu: bool = False
+
+
+def defines(
+    setting: Setting, dtype: torch.dtype, vec: int, *, values: int, wide: bool, width: int, epilogue: Epilogue
+) -> dict[str, int]:
+    """What a source is compiled with, for lanes that load ``vec`` elements; ``values`` is 0 for none, 1 for fp32, 2 for x's
+    type."""
+    lanes = min(WARP, setting.line // (vec * dtype.itemsize))
+    return {
+        "STORAGE": STORAGE[dtype],
+        "VEC": vec,
+        "LANES": lanes,
+        "UNROLL": setting.unroll,
+        "THREADS": setting.threads,
+        "BLOCKS": setting.blocks,
+        "VALUES": values,
+        "COLUMN_SCALE": int(epilogue.columns),
+        "ROW_SCALE": ROWS[epilogue.rows],
+        "BIAS": int(epilogue.bias),
+        "RELU": int(epilogue.relu),
+        "WIDE": int(wide),
+        "GUARD": int(width % (lanes * vec) != 0),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Operands:
+    """What a product is computed from, all on one device: x [M, D] contiguous; the entries' values [E] in fp32 or in x's
+    type; the diagonals of R [N] and C [M] and bias [D] in fp32."""
+
+    x: Tensor
+    value: Tensor | None = None
+    row_scale: Tensor | None = None
+    column_scale: Tensor | None = None
+    bias: Tensor | None = None
+
+
+def program(
+    graph: Graph, operands: Operands, setting: Setting, epilogue: Epilogue = Epilogue()
+) -> Callable[[], Tensor]:
+    """A program that computes y [N, D] of x's type. What can be kept for the next one is kept on the graph."""
+    x = operands.x
+    vec = _vec(x.shape[1], x.element_size(), x.data_ptr())
+    values = 0 if operands.value is None else 1 if operands.value.dtype == torch.float32 else 2
+    key = ("accelgcn product", x.shape[1], x.dtype, vec, values, setting, epilogue)
+    product = graph.kept(key, lambda: Product(graph, x, vec, values, setting, epilogue))
+    return lambda: product(operands)
+
+
+class Product:
+    """The compiled kernel, its lists and its launch, for one structure, width and type."""
+
+    def __init__(
+        self, graph: Graph, x: Tensor, vec: int, values: int, setting: Setting, epilogue: Epilogue
+    ) -> None:
+        self.width, self.rows, self.threads = x.shape[1], graph.num_rows, setting.threads
+        line = self.width * x.element_size()
+        largest = max(graph.num_edges * 4, graph.num_cols * line, self.rows * line)
+        macros = defines(
+            setting, x.dtype, vec, values=values, wide=largest >= 1 << 32, width=self.width, epilogue=epilogue
+        )  # fmt: skip
+        module = nvrtc.compile(source("spmm"), defines=macros, device=x.device)
+        tile = macros["LANES"] * vec
+        tiles = -(-self.width // tile)
+        self.columns = graph.columns32()
+        self.sizes: tuple[int, ...] = (line, line, nvrtc.i32(self.width))
+        self.lists: tuple[Tensor, ...]
+        self.pieces, self.shared = 0, 0
+        if setting.flat:
+            self.kernel = module["spmm_flat"]
+            self.grid = -(-self.rows * WARP // self.threads), tiles, 1
+            self.lists = (graph.indptr.to(torch.int32),)
+            self.sizes += (nvrtc.i32(self.rows),)
+            return
+        lists = work(graph, setting.chunk, setting.segment, setting.short)
+        self.kernel, self.join = module["spmm"], module["join"]
+        self.grid = len(lists.chunks), tiles, 1
+        self.lists = lists.tasks, lists.chunks, lists.cuts
+        self.giants, self.pieces = lists.giants, lists.pieces
+        self.shared = lists.slots * tile * 4
+
+    def __call__(self, of: Operands) -> Tensor:
+        out = of.x.new_empty(self.rows, self.width)
+        pieces = torch.empty(self.pieces * self.width, device=out.device) if self.pieces else None
+        operands = (self.columns, of.value, of.column_scale, of.row_scale, of.bias, of.x, out)
+        if len(self.lists) == 1:
+            self.kernel(self.grid, self.threads, *self.lists, *operands, *self.sizes)
+            return out
+        self.kernel(
+            self.grid, self.threads, *self.lists, *operands, pieces, *self.sizes, shared=self.shared
+        )  # fmt: skip
+        if pieces is not None:
+            threads = min(256, -(-self.width // WARP) * WARP)
+            grid = len(self.giants), -(-self.width // threads), 1
+            self.join(grid, threads, self.giants, pieces, of.row_scale, of.bias, out, *self.sizes[1:])
+        return out
+
+
+def edge_gradient(
+    graph: Graph, row_scale: Tensor | None, column_scale: Tensor | None, grad: Tensor, x: Tensor
+) -> Tensor:
+    """[E] fp32: row_scale[i] column_scale[j] <grad[i], x[j]> for contiguous grad [N, D] and x [M, D] of one type."""
+    width, size = x.shape[1], x.element_size()
+    vec = _vec(width, size, x.data_ptr() | grad.data_ptr())
+    lists = work(graph, SDDMM.chunk, SDDMM.segment, SDDMM.short)
+    rows = "sum" if row_scale is None else "scale"
+    lanes = min(WARP, 1 << (-(-width // vec) - 1).bit_length())
+    setting = replace(SDDMM, line=lanes * vec * size)
+    epilogue = Epilogue(rows, column_scale is not None)
+    macros = defines(setting, x.dtype, vec, values=0, wide=False, width=width, epilogue=epilogue)
+    out = torch.empty(graph.num_edges, device=x.device)
+    nvrtc.compile(source("sddmm"), defines=macros, device=x.device)["sddmm"](
+        len(lists.chunks), setting.threads, lists.tasks, lists.chunks, graph.columns32(), row_scale, column_scale,
+        grad, x, out, width * size, nvrtc.i32(width),
+    )  # fmt: skip
+    return out
+
+
+def _vec(width: int, size: int, pointers: int) -> int:
+    """Elements that a lane loads at once: at most 16 bytes, a divisor of the width, and aligned."""
+    vec = 16 // size
+    while width % vec or pointers % (vec * size):
+        vec //= 2
+    return vec

@@ -1,0 +1,133 @@
+"""The CUDA source, run on the CPU, against dense float64; and compiled by NVRTC for GPUs, where that is installed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from planish_accelgcn import kernel
+from planish_accelgcn.kernel import Epilogue, Operands
+from planish_accelgcn.settings import FIXED, NAMED, Setting
+from planish_accelgcn.sources import source as source_of
+from planish_graph import libraries, nvrtc
+from planish_graph.generate import from_degrees
+from planish_graph.graph import Graph
+
+STORAGE = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
+SETTINGS = {
+    "narrow": Setting(line=128, chunk=512, segment=64, threads=128, short=8),
+    "narrower": Setting(line=64, chunk=512, segment=32, threads=64, short=4, unroll=2),
+    "wide": Setting(line=512, chunk=1024, segment=64, threads=64, unroll=2),
+}
+
+
+def awkward(longest: int = 1500) -> Graph:
+    """Empty rows, a gigantic one, some that are cut, duplicates."""
+    degrees = torch.randint(0, 12, (150,), generator=torch.Generator().manual_seed(0))
+    degrees[[7, 70, 149]] = torch.tensor([0, longest, 0])
+    degrees[100:103] = min(200, longest)
+    graph = from_degrees(degrees)
+    return graph.with_values(torch.rand(graph.num_edges, generator=torch.Generator().manual_seed(1)) + 0.5)
+
+
+def error(result: Tensor, expected: Tensor) -> float:
+    return float((result.double() - expected).norm() / expected.norm().clamp_min(1e-30))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "width"),
+    [
+        ("narrow", torch.float32, 33),
+        ("narrow", torch.bfloat16, 136),
+        ("narrower", torch.float32, 260),
+        ("narrower", torch.bfloat16, 64),
+        ("wide", torch.float16, 7),
+        ("wide", torch.float32, 256),
+    ],
+)
+def test_equals_the_dense_product(emulated: None, name: str, dtype: torch.dtype, width: int) -> None:
+    graph = awkward()
+    x = torch.randn(graph.num_cols, width, generator=torch.Generator().manual_seed(2)).to(dtype)
+    result = kernel.program(graph, Operands(x, graph.value), SETTINGS[name])()
+    assert result.dtype == dtype
+    assert error(result, graph.to_dense() @ x.double()) <= STORAGE[dtype]
+    assert (result[graph.degrees == 0] == 0).all()
+
+
+def test_rows_without_work_lists(emulated: None) -> None:
+    graph = awkward(longest=40)
+    for line, width in ((256, 64), (128, 20)):
+        setting = Setting(line=line, threads=64, flat=True)
+        x = torch.randn(graph.num_cols, width, generator=torch.Generator().manual_seed(2))
+        result = kernel.program(graph, Operands(x, graph.value), setting)()
+        assert error(result, graph.to_dense() @ x.double()) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("rows", "setting"),
+    [
+        ("sum", SETTINGS["narrow"]),
+        ("scale", SETTINGS["narrow"]),
+        ("mean", SETTINGS["narrow"]),
+        ("scale", Setting(threads=64, flat=True)),
+    ],
+)
+def test_epilogue_is_fused(emulated: None, rows: str, setting: Setting) -> None:
+    graph = awkward(longest=40 if setting.flat else 1500).with_values(None)
+    g = torch.Generator().manual_seed(3)
+    x, bias = torch.randn(graph.num_cols, 32, generator=g), torch.randn(32, generator=g)
+    left, right = torch.rand(graph.num_rows, generator=g), torch.rand(graph.num_cols, generator=g)
+    fused = Operands(x, None, left if rows == "scale" else None, right, bias)
+    result = kernel.program(graph, fused, setting, Epilogue(rows, True, True, True))()
+    expected = graph.to_dense() @ (x.double() * right.double()[:, None])
+    if rows == "scale":
+        expected *= left.double()[:, None]
+    if rows == "mean":
+        expected /= graph.degrees.clamp_min(1)[:, None]
+    assert error(result, (expected + bias.double()).relu()) <= 1e-6
+
+
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 68), (torch.float16, 5)])
+def test_gradient_of_values(emulated: None, dtype: torch.dtype, width: int) -> None:
+    graph = awkward(longest=200)
+    g = torch.Generator().manual_seed(4)
+    x, grad = (torch.randn(n, width, generator=g).to(dtype) for n in (graph.num_cols, graph.num_rows))
+    left, right = torch.rand(graph.num_rows, generator=g), torch.rand(graph.num_cols, generator=g)
+    rows, columns = graph.rows.long(), graph.indices.long()
+    exact = (grad.double()[rows] * x.double()[columns]).sum(1)
+    assert error(kernel.edge_gradient(graph, None, None, grad, x), exact) <= 1e-6
+    scaled = kernel.edge_gradient(graph, left, right, grad, x)
+    assert error(scaled, exact * left.double()[rows] * right.double()[columns]) <= 1e-6
+
+
+def test_not_a_number_and_infinity_stay_in_their_rows(emulated: None) -> None:
+    """Lanes without an entry must not multiply anything of x by zero."""
+    graph = awkward()
+    x = torch.ones(graph.num_cols, 32)
+    x[0], x[1] = float("nan"), float("inf")
+    result = kernel.program(graph, Operands(x, graph.value), SETTINGS["narrow"])()
+    reads = graph.to_dense()
+    assert torch.equal(result.isnan().any(1), reads[:, 0] > 0)
+    assert torch.equal(result.isinf().any(1), (reads[:, 1] > 0) & (reads[:, 0] == 0))
+
+
+def test_results_repeat_bit_by_bit(emulated: None) -> None:
+    graph = awkward()
+    operands = Operands(torch.randn(graph.num_cols, 32), graph.value)
+    run = kernel.program(graph, operands, SETTINGS["narrow"])
+    assert torch.equal(run(), run())
+
+
+@pytest.mark.skipif(libraries.load("nvrtc") is None, reason="no NVRTC, which torch's CUDA wheels bring")
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("dtype", STORAGE)
+def test_sources_compile_for_gpus(arch: int, dtype: torch.dtype) -> None:
+    vec = 16 // dtype.itemsize
+    for name, setting in (*NAMED.items(), ("fixed", FIXED)):
+        for source in ("spmm", "sddmm"):
+            macros = kernel.defines(
+                setting, dtype, vec, values=1, wide=name == "fixed", width=100,
+                epilogue=Epilogue("scale", True, True, True),
+            )  # fmt: skip
+            assert nvrtc.build(source_of(source), defines=macros, arch=arch)

@@ -1,0 +1,87 @@
+"""NVRTC, launching and cuSPARSE: what can be said without a GPU, and products where there is one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from planish.errors import MissingRequirement, PlanishError
+from planish_graph import cusparse, driver, libraries, nvrtc
+from planish_graph.dispatch import SPMM
+from planish_graph.generate import from_degrees
+
+SCALE = """
+extern "C" __global__ void scale(float* x, long long n, int by, float more, const float* absent) {
+    extern __shared__ float shared[];
+    const long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+    shared[threadIdx.x] = more;
+    if (i < n && absent == nullptr) x[i] = x[i] * by * WIDTH + shared[threadIdx.x];
+}
+"""
+needs_nvrtc = pytest.mark.skipif(
+    libraries.load("nvrtc") is None, reason="no NVRTC, which torch's CUDA wheels bring"
+)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@needs_nvrtc
+def test_sources_compile_for_a_device_that_is_not_there() -> None:
+    code = nvrtc.build(SCALE, defines={"WIDTH": 2}, arch=90)
+    assert code.startswith(b"\x7fELF"), "machine code"
+    assert b".target" in nvrtc.build(SCALE, defines={"WIDTH": 2}, arch=999), "PTX for a device of the future"
+    assert "registers" in nvrtc.log(SCALE, defines={"WIDTH": 2}, arch=90)
+
+
+@needs_nvrtc
+def test_a_mistake_in_a_source_shows_the_compiler_s_words() -> None:
+    with pytest.raises(PlanishError, match='"WIDTH" is undefined'):
+        nvrtc.build(SCALE, arch=90)
+
+
+def test_without_a_device_the_error_says_what_is_missing() -> None:
+    if nvrtc.available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(MissingRequirement, match="CUDA device and NVRTC"):
+        nvrtc.compile(SCALE)
+    graph = from_degrees(torch.tensor([2, 1]))
+    assert cusparse.product(graph, torch.ones(2, 3), "ALG2") is None
+
+
+def test_arguments_are_laid_out_as_a_kernel_s_parameters() -> None:
+    """Pointer, long long, int, float and pointer again lie at multiples of their sizes."""
+    buffer = driver.Buffer("PqifP")
+    buffer.layout.pack_into(buffer.bytes, 0, 1, 2, 3, 0.5, 4)
+    assert buffer.layout.size == 32
+    assert list(buffer.extra)[::2] == [1, 2, None]
+
+
+@needs_gpu
+@pytest.mark.gpu
+def test_kernels_run_on_the_current_stream() -> None:
+    module = nvrtc.compile(SCALE, defines={"WIDTH": 2})
+    x = torch.ones(1000, device="cuda")
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        module["scale"]((4, 1, 1), 256, x, len(x), nvrtc.i32(3), 0.5, None, shared=100_000)
+    stream.synchronize()
+    assert (x == 6.5).all()
+    with pytest.raises(PlanishError, match="find the kernel 'other'"):
+        module["other"]
+    with pytest.raises(PlanishError, match="launch scale"):
+        module["scale"](1, 4096, x, len(x), nvrtc.i32(3), 0.5, None)
+
+
+@needs_gpu
+@pytest.mark.gpu
+def test_cusparse_follows_the_values() -> None:
+    graph = from_degrees(torch.tensor([3, 0, 2, 40] * 50).cuda())
+    for algorithm in cusparse.ALGORITHMS:
+        for _ in range(3):
+            weighted = graph.with_values(torch.rand(graph.num_edges, device="cuda"))
+            x = torch.randn(graph.num_cols, 16, device="cuda")
+            program = cusparse.product(weighted, x, algorithm)
+            assert program is not None
+            torch.testing.assert_close(
+                program().double(), weighted.to_dense() @ x.double(), rtol=1e-5, atol=1e-5
+            )
+    assert SPMM.choose(graph, x).seconds

@@ -1,0 +1,166 @@
+"""The CUDA kernels: that they compile, how their work is divided, and, where there is a GPU, what they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from planish_graph import libraries, nvrtc
+from planish_graph.convert import from_edges
+from planish_graph.generate import from_degrees
+from planish_graph.graph import Graph
+from planish_maxk import cuda, topk
+from planish_maxk.cbsr import aggregate, maxk
+
+GPU = torch.device("cuda", 0)
+FLOATS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+class Built(dict[str, bytes]):
+    """Machine code in the place of a loaded module."""
+
+    def __missing__(self, name: str) -> bytes:
+        assert name.encode() in self["code"]
+        return self["code"]
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Kernels are built for compute capability 9.0 and not loaded; what was built is counted in bytes."""
+    if libraries.load("nvrtc") is None:
+        pytest.skip("needs libnvrtc (pip install nvidia-cuda-nvrtc)")
+    sizes: list[int] = []
+
+    def build(source: str, *, defines: dict[str, Any], device: object) -> Built:
+        code = nvrtc.build(source, defines=defines, arch=90)
+        sizes.append(len(code))
+        return Built(code=code)
+
+    monkeypatch.setattr(cuda.nvrtc, "compile", build)
+    makers = [cuda._top_k, cuda._expand, cuda._forward, cuda._backward, cuda._gather]
+    for maker in makers:
+        maker.cache_clear()
+    yield sizes
+    for maker in makers:
+        maker.cache_clear()
+
+
+@pytest.mark.slow
+def test_every_source_compiles(builds: list[int]) -> None:
+    full, half, brain = torch.float32, torch.float16, torch.bfloat16
+    for dtype, width, k, vec in ((full, 256, 16, 4), (half, 1024, 700, 8), (brain, 33, 5, 1)):
+        cuda._top_k(dtype, width, k, vec, 0)
+        cuda._expand(dtype, 1 if width <= 256 else 2, width, k, 0)
+    for dtype, position, node, width, k, vec in (
+        (full, 1, 4, 256, 32, 4), (half, 2, 8, 1000, 70, 2), (brain, 1, 4, 33, 5, 1), (full, 2, 4, 8192, 300, 4),
+    ):  # fmt: skip
+        case = dtype, position, node, width, k, 0, node == 4
+        cuda._forward(*case, (vec, 2 if k == 32 else 0))
+        span = min(k, 32)
+        for values, weights in ((True, False), (True, True), (False, True)):
+            cuda._backward(*case, span, values, weights, (vec, 0))
+        cuda._gather(*case)
+    assert len(builds) == 3 * 2 + 4 * 5
+    assert min(builds) > 1000
+
+
+@pytest.mark.parametrize("window", [1, 4, 1000])
+def test_units_cover_every_entry_once(window: int) -> None:
+    graph = from_degrees(torch.tensor([0, 3, 41, 20, 1, 20, 21, 0, 100]))
+    units, cuts = cuda.divide(graph, window, longest=20)
+    seen = torch.zeros(graph.num_edges, dtype=torch.int64)
+    for row, first, count, piece in units.tolist():
+        assert count <= 20
+        assert graph.indptr[row] <= first
+        assert first + count <= graph.indptr[row + 1]
+        assert (piece >= 0) == (graph.degrees[row] > 20)
+        seen[first : first + count] += 1
+    assert (seen == 1).all()
+    assert set(units[:, 0].tolist()) == set(range(9)), "rows without entries have to be written too"
+    places = {p: (row, first) for row, first, _, p in units.tolist() if p >= 0}
+    assert sorted(places) == list(range(len(places)))
+    for row, first, many in cuts.tolist():
+        assert many == -(-int(graph.degrees[row]) // 20)
+        pieces = [places[first + i] for i in range(many)]
+        assert pieces == [(row, int(graph.indptr[row]) + 20 * i) for i in range(many)]
+    lengths = units[:, 2] if window > 9 else units[units[:, 0] // window == units[0, 0] // window][:, 2]
+    assert (lengths.diff() <= 0).all(), "long units first"
+    assert cuda.divide(graph, window, longest=20)[0] is units
+
+
+def test_spans_keep_what_is_added_to_in_the_cache() -> None:
+    assert cuda._span(232_965, 64) == 32
+    assert cuda._span(232_965, 32) == 32
+    assert cuda._span(20_000, 64) == 64
+    assert cuda._span(2_449_029, 64) == 64, "tiles of a large graph would not stay either"
+
+
+# ---- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+def graphs() -> Iterator[Graph]:
+    generator = torch.Generator().manual_seed(0)
+    degrees = torch.ones(60, dtype=torch.int64)
+    degrees[3], degrees[57], degrees[58], degrees[59] = 3000, 0, 33, 200
+    hub = from_degrees(degrees)
+    yield hub.with_values(torch.randn(hub.num_edges, generator=generator))
+    for size, edges in (((7, 90), 400), ((1, 1), 3), ((5, 4), 0)):
+        pair = torch.stack([torch.randint(0, n, (edges,), generator=generator) for n in (size[1], size[0])])
+        yield from_edges(pair, size, torch.randn(edges, generator=generator))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("how", ["cuda", "cuda-sorted", "triton", "auto"])
+def test_values_and_gradients_on_a_gpu(how: str, dtype: torch.dtype) -> None:
+    if how == "triton":
+        pytest.importorskip("triton")
+    for graph in graphs():
+        for width, k in ((256, 16), (33, 5), (300, 64), (1, 1)):
+            on = graph.to(GPU)
+            x = torch.randn(on.num_cols, width, device=GPU).to(dtype)
+            grad = torch.randn(on.num_rows, width, device=GPU).to(dtype)
+            results = []
+            for way, leaf in ((how, x.clone()), ("entries", x.double())):
+                leaf.requires_grad_()
+                value = on.value.to(torch.promote_types(torch.float32, leaf.dtype)).requires_grad_()  # type: ignore[union-attr]
+                y = aggregate(on.with_values(value), maxk(leaf, k), way)
+                results.append([y.detach(), *torch.autograd.grad(y, (leaf, value), grad.to(leaf.dtype))])
+            for got, exact in zip(*results, strict=True):
+                assert bool(got.isfinite().all())
+                error = (got.double() - exact).norm() / exact.norm().clamp_min(1e-30)
+                assert exact.numel() == 0 or error <= 2 * FLOATS[dtype]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_top_k_on_a_gpu(dtype: torch.dtype) -> None:
+    special = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e-40, 2.0], device=GPU)
+    for width, k in ((256, 16), (33, 5), (1000, 300), (128, 127)):
+        normal = torch.randn(200, width, device=GPU)
+        for x in (normal, normal.relu(), special[torch.randint(0, 7, (200, width), device=GPU)]):
+            values, index = cuda.top_k(x.to(dtype), k, topk.position_type(width))
+            wanted, places = topk.top_k(x.to(dtype), k)
+            assert torch.equal(index.long(), places.long())
+            torch.testing.assert_close(values, wanted, rtol=0, atol=0, equal_nan=True)
+            dense = cuda.expand(values, index, width)
+            assert torch.equal(dense.nan_to_num(), topk.expand(values, index, width).nan_to_num())
+            assert torch.equal(cuda.pick(dense, index).nan_to_num(), values.nan_to_num())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_deterministic_algorithms_repeat_on_a_gpu() -> None:
+    graph = next(graphs()).to(GPU)
+    x = torch.randn(60, 256, device=GPU, requires_grad=True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = (torch.autograd.grad(aggregate(graph, maxk(x, 16)).sum(), x)[0] for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(first, second)
