@@ -152,7 +152,7 @@ def _product_case(
     try:
         return [(part, where, dtype, error) for part, error in _product_errors(on, width, k, dtype)]
     except Exception:
-        return [("error", f"{where}: {traceback.format_exc()[-800:]}", dtype, math.inf)]
+        return [("error", f"{where}: {reason()}", dtype, math.inf)]
 
 
 def _product_errors(graph: Graph, width: int, k: int, dtype: torch.dtype) -> Iterator[tuple[str, float]]:
@@ -183,6 +183,12 @@ def _product_errors(graph: Graph, width: int, k: int, dtype: torch.dtype) -> Ite
     yield "weights alone", _overall(of_weight, exact_w)
     strict = cuda.gathered(plan, grad, index)
     yield "backward in fixed order", _rowwise(strict, exact_v, added_v)
+
+
+def reason() -> str:
+    """The exception that is being handled, in one line; the traceback goes to standard error."""
+    kind, error, _ = sys.exc_info()
+    return f"{kind.__name__ if kind else ''}: {' '.join(str(error).split())[:300]}"
 
 
 def _rowwise(got: Tensor, exact: Tensor, added: Tensor) -> float:
@@ -216,7 +222,7 @@ def check_interface(how: str) -> Result:
                     rows = maxk(torch.randn(graph.num_cols, 256, device=GPU).to(dtype), 16)
                     found["chosen"][where] = choose(graph.to(GPU), rows)
             except Exception:
-                found["failed"].append(f"{where}: {traceback.format_exc()[-900:]}")
+                found["failed"].append(f"{where}: {reason()}")
     return found
 
 
@@ -541,8 +547,8 @@ def run_part(name: str, options: argparse.Namespace) -> None:
             options.out.write_text(json.dumps(found))
             print(f"{time.time() - start:6.1f} s  {name}: {key} {json.dumps(value)[:300]}", flush=True)
     except Exception:
-        found["error"] = traceback.format_exc()[-3000:]
-        print(found["error"], flush=True)
+        found["error"] = reason()
+        traceback.print_exc()
     options.out.write_text(json.dumps({**found, "seconds": time.time() - start}))
 
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from glue_chips import MARCH, MORE_RATES, RATES, SWAPPED, Bench, Save, blocks, measures, one_by_one, options
 from glue_data import TASKS, Split, Vocabulary, split
 from glue_encoder import Encoder, Recipe, fitted, score
-from reram_protect import MARCH, MORE_RATES, RATES, SWAPPED, Bench, Save, blocks, one_by_one, options
 from torch import Tensor, nn
 
 from planish_reram.chip import Physics, compose, program
@@ -34,6 +34,7 @@ from planish_reram_protect.benchmark import digits
 ENCODERS = {
     "encoder": Recipe(),
     "encoder, norms without a mean": Recipe(norm="rms"),
+    "encoder, norms without a mean, uniform start": Recipe(norm="rms", start="uniform", epochs=3),
     "encoder, mean readout": Recipe(readout="mean"),
     "encoder, random embeddings": Recipe(embeddings="random", epochs=6),
     "encoder, uniform start": Recipe(start="uniform"),
@@ -132,6 +133,7 @@ def on_encoder(
     save("fault-free", bench()["mean"])
     for mapping in ("offset", "differential"):
         save(mapping, bench.table({"": {}}, rates, mapping=mapping)[""])
+    save("measures", measures(bench, RATES[MARCH]))
     for mapping in ("offset", "differential"):
         save(f"matrices, {mapping}", matrices(model, data, mapping, min(chips, 3)))
 

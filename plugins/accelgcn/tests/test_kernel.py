@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from planish_accelgcn import kernel
-from planish_accelgcn.kernel import Epilogue, Operands
+from planish_accelgcn.reference import Fused
 from planish_accelgcn.settings import FIXED, NAMED, Setting
 from planish_accelgcn.sources import source as source_of
 from planish_graph import libraries, nvrtc
 from planish_graph.generate import from_degrees
 from planish_graph.graph import Graph
 
+ONE = torch.ones(1)
 STORAGE = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 SETTINGS = {
     "narrow": Setting(line=128, chunk=512, segment=64, threads=128, short=8),
@@ -49,7 +50,7 @@ def error(result: Tensor, expected: Tensor) -> float:
 def test_equals_the_dense_product(emulated: None, name: str, dtype: torch.dtype, width: int) -> None:
     graph = awkward()
     x = torch.randn(graph.num_cols, width, generator=torch.Generator().manual_seed(2)).to(dtype)
-    result = kernel.program(graph, Operands(x, graph.value), SETTINGS[name])()
+    result = kernel.program(graph, x, graph.value, Fused(), SETTINGS[name])()
     assert result.dtype == dtype
     assert error(result, graph.to_dense() @ x.double()) <= STORAGE[dtype]
     assert (result[graph.degrees == 0] == 0).all()
@@ -60,7 +61,7 @@ def test_rows_without_work_lists(emulated: None) -> None:
     for line, width in ((256, 64), (128, 20)):
         setting = Setting(line=line, threads=64, flat=True)
         x = torch.randn(graph.num_cols, width, generator=torch.Generator().manual_seed(2))
-        result = kernel.program(graph, Operands(x, graph.value), setting)()
+        result = kernel.program(graph, x, graph.value, Fused(), setting)()
         assert error(result, graph.to_dense() @ x.double()) <= 1e-6
 
 
@@ -78,8 +79,8 @@ def test_epilogue_is_fused(emulated: None, rows: str, setting: Setting) -> None:
     g = torch.Generator().manual_seed(3)
     x, bias = torch.randn(graph.num_cols, 32, generator=g), torch.randn(32, generator=g)
     left, right = torch.rand(graph.num_rows, generator=g), torch.rand(graph.num_cols, generator=g)
-    fused = Operands(x, None, left if rows == "scale" else None, right, bias)
-    result = kernel.program(graph, fused, setting, Epilogue(rows, True, True, True))()
+    fused = Fused(left if rows == "scale" else None, right, bias, rows == "mean", relu=True)
+    result = kernel.program(graph, x, None, fused, setting)()
     expected = graph.to_dense() @ (x.double() * right.double()[:, None])
     if rows == "scale":
         expected *= left.double()[:, None]
@@ -106,7 +107,7 @@ def test_not_a_number_and_infinity_stay_in_their_rows(emulated: None) -> None:
     graph = awkward()
     x = torch.ones(graph.num_cols, 32)
     x[0], x[1] = float("nan"), float("inf")
-    result = kernel.program(graph, Operands(x, graph.value), SETTINGS["narrow"])()
+    result = kernel.program(graph, x, graph.value, Fused(), SETTINGS["narrow"])()
     reads = graph.to_dense()
     assert torch.equal(result.isnan().any(1), reads[:, 0] > 0)
     assert torch.equal(result.isinf().any(1), (reads[:, 1] > 0) & (reads[:, 0] == 0))
@@ -114,8 +115,8 @@ def test_not_a_number_and_infinity_stay_in_their_rows(emulated: None) -> None:
 
 def test_results_repeat_bit_by_bit(emulated: None) -> None:
     graph = awkward()
-    operands = Operands(torch.randn(graph.num_cols, 32), graph.value)
-    run = kernel.program(graph, operands, SETTINGS["narrow"])
+    x = torch.randn(graph.num_cols, 32)
+    run = kernel.program(graph, x, graph.value, Fused(), SETTINGS["narrow"])
     assert torch.equal(run(), run())
 
 
@@ -128,6 +129,6 @@ def test_sources_compile_for_gpus(arch: int, dtype: torch.dtype) -> None:
         for source in ("spmm", "sddmm"):
             macros = kernel.defines(
                 setting, dtype, vec, values=1, wide=name == "fixed", width=100,
-                epilogue=Epilogue("scale", True, True, True),
+                fused=Fused(ONE, ONE, ONE, relu=True),
             )  # fmt: skip
             assert nvrtc.build(source_of(source), defines=macros, arch=arch)

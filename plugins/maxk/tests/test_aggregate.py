@@ -144,6 +144,14 @@ def test_a_kernel_of_another_distribution_takes_its_place(monkeypatch: pytest.Mo
     assert ran == ["forward", "backward"]
 
 
+def test_strided_rows() -> None:
+    graph = awkward("rectangular")
+    rows = maxk(torch.randn(30, 12), 4)
+    strided = CBSR(rows.values.T.contiguous().T, rows.positions.T.contiguous().T, 12)
+    assert not strided.positions.is_contiguous()
+    assert torch.equal(aggregate(graph, strided), aggregate(graph, rows))
+
+
 def test_dense_rows_go_to_the_dense_product() -> None:
     graph = awkward("rectangular")
     x = torch.randn(30, 6)
@@ -161,6 +169,13 @@ ROWS = maxk(torch.ones(30, 4), 2)
         (maxk(torch.ones(29, 4), 2), "auto", "29 rows; valid: 30"),
         (ROWS._replace(values=ROWS.values.to("meta")), "auto", "values on meta, the graph is on cpu"),
         (ROWS._replace(positions=ROWS.positions[:, :1]), "auto", "valid: equal shapes"),
+        (
+            ROWS._replace(positions=ROWS.positions.long()),
+            "auto",
+            "positions are int64; valid: uint8 at width 4",
+        ),
+        (ROWS._replace(width=300), "auto", "positions are uint8; valid: uint16 at width 300"),
+        (ROWS, "cuda", "how = 'cuda' needs a CUDA device of compute capability 8.0, NVRTC"),
         (ROWS, "fastest", "how = 'fastest' is not one of auto, dense, cuda, cuda-sorted, triton, entries"),
     ],
 )

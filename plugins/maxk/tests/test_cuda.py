@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from planish_graph.generate import from_degrees
 from planish_graph.graph import Graph
 from planish_maxk import cuda, topk
 from planish_maxk.cbsr import aggregate, maxk
+from planish_maxk.cuda import build, products, rows
+from planish_maxk.ways import WAYS
 
 GPU = torch.device("cuda", 0)
 FLOATS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -34,13 +37,13 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         pytest.skip("needs libnvrtc (pip install nvidia-cuda-nvrtc)")
     sizes: list[int] = []
 
-    def build(source: str, *, defines: dict[str, Any], device: object) -> Built:
+    def made(source: str, *, defines: dict[str, Any], device: object) -> Built:
         code = nvrtc.build(source, defines=defines, arch=90)
         sizes.append(len(code))
         return Built(code=code)
 
-    monkeypatch.setattr(cuda.nvrtc, "compile", build)
-    makers = [cuda._top_k, cuda._expand, cuda._forward, cuda._backward, cuda._gather]
+    monkeypatch.setattr(nvrtc, "compile", made)
+    makers = [rows._top_k, rows._expand, products._forward, products._backward, products._gather]
     for maker in makers:
         maker.cache_clear()
     yield sizes
@@ -52,19 +55,72 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 def test_every_source_compiles(builds: list[int]) -> None:
     full, half, brain = torch.float32, torch.float16, torch.bfloat16
     for dtype, width, k, vec in ((full, 256, 16, 4), (half, 1024, 700, 8), (brain, 33, 5, 1)):
-        cuda._top_k(dtype, width, k, vec, 0)
-        cuda._expand(dtype, 1 if width <= 256 else 2, width, k, 0)
+        rows._top_k(dtype, width, k, vec, 0)
+        rows._expand(dtype, 1 if width <= 256 else 2, width, k, 0)
     for dtype, position, node, width, k, vec in (
         (full, 1, 4, 256, 32, 4), (half, 2, 8, 1000, 70, 2), (brain, 1, 4, 33, 5, 1), (full, 2, 4, 8192, 300, 4),
     ):  # fmt: skip
         case = dtype, position, node, width, k, 0, node == 4
-        cuda._forward(*case, (vec, 2 if k == 32 else 0))
+        products._forward(*case, (vec, 2 if k == 32 else 0))
         span = min(k, 32)
         for values, weights in ((True, False), (True, True), (False, True)):
-            cuda._backward(*case, span, values, weights, (vec, 0))
-        cuda._gather(*case)
+            products._backward(*case, span, values, weights, (vec, 0))
+        products._gather(*case)
     assert len(builds) == 3 * 2 + 4 * 5
     assert min(builds) > 1000
+
+
+def signature(source: str, name: str) -> list[str]:
+    """Kinds of a kernel's parameters: pointer, int, long long."""
+    found = re.search(rf'extern "C" __global__ void [^;{{]*?\b{name}\(([^)]*)\)', source)
+    assert found, name
+    return ["*" if "*" in p else "long long" if "long long" in p else "int" for p in found[1].split(",")]
+
+
+def test_launches_match_their_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else checks arguments, which the driver takes as they come."""
+    launched: set[str] = set()
+
+    class Module(dict[str, Any]):
+        def __missing__(self, name: str) -> Any:
+            return lambda grid, block, *args, shared=0: launch(self["source"], name, grid, block, args)
+
+    def launch(source: str, name: str, grid: int, block: int, args: tuple[Any, ...]) -> None:
+        kinds = [
+            "*"
+            if a is None or isinstance(a, torch.Tensor)
+            else "int"
+            if isinstance(a, nvrtc.i32)
+            else "long long"
+            for a in args
+        ]
+        assert kinds == signature(source, name)
+        assert grid > 0
+        assert block % 32 == 0
+        launched.add(name)
+
+    monkeypatch.setattr(nvrtc, "compile", lambda source, *, defines, device: Module(source=source))
+    monkeypatch.setattr(rows, "processors", lambda device: 132)
+    makers = [rows._top_k, rows._expand, products._forward, products._backward, products._gather]
+    for maker in makers:
+        maker.cache_clear()
+    try:
+        graph = from_degrees(torch.tensor([0, 3, 41, 20, 1, 20]))
+        graph = graph.with_values(torch.rand(graph.num_edges))
+        x = torch.randn(6, 40)
+        values, index = cuda.top_k(x, 8, torch.uint8)
+        cuda.pick(cuda.expand(values, index, 40), index)
+        work = cuda.divide(graph, longest=20)
+        assert cuda.forward(graph.plan(), work, values, index, 40).shape == (6, 40)
+        one, two = cuda.backward(graph.plan(), work, x, values, index, (True, True))
+        assert (one.shape, two.shape) == ((6, 8), (graph.num_edges,))
+        torch.use_deterministic_algorithms(True)
+        cuda.backward(graph.plan(), work, x, values, index, (True, True))
+    finally:
+        torch.use_deterministic_algorithms(False)
+        for maker in makers:
+            maker.cache_clear()
+    assert launched == {"top_k", "expand", "pick", "forward", "combine", "backward", "gather"}
 
 
 @pytest.mark.parametrize("window", [1, 4, 1000])
@@ -91,11 +147,27 @@ def test_units_cover_every_entry_once(window: int) -> None:
     assert cuda.divide(graph, window, longest=20)[0] is units
 
 
+def test_compiled_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is traced, with plain torch in the place of the kernels."""
+    dense = WAYS["dense"]
+    monkeypatch.setitem(build._known, 0, True)
+    usable = lambda values, width: build._device_fits(0)  # noqa: E731
+    way = type(dense)(dense.forward, dense.backward, usable, lambda graph, values: cuda.divide(graph), True)
+    monkeypatch.setitem(WAYS, "cuda", way)
+    graph = from_degrees(torch.tensor([0, 3, 41, 20, 1, 20]))
+    x = torch.randn(6, 8, requires_grad=True)
+    expected = aggregate(graph, maxk(x, 2), "cuda")
+    whole = torch.compile(lambda x: aggregate(graph, maxk(x, 2), "cuda"), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(whole(x), expected)
+    whole(x).sum().backward()
+    assert x.grad is not None
+
+
 def test_spans_keep_what_is_added_to_in_the_cache() -> None:
-    assert cuda._span(232_965, 64) == 32
-    assert cuda._span(232_965, 32) == 32
-    assert cuda._span(20_000, 64) == 64
-    assert cuda._span(2_449_029, 64) == 64, "tiles of a large graph would not stay either"
+    assert products._span(232_965, 64) == 32
+    assert products._span(232_965, 32) == 32
+    assert products._span(20_000, 64) == 64
+    assert products._span(2_449_029, 64) == 64, "tiles of a large graph would not stay either"
 
 
 # ---- on a GPU ---------------------------------------------------------------------------------------------------------

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
 from planish_accelgcn import kernel, reference
+from planish_accelgcn.reference import Fused
 from planish_accelgcn.settings import FIXED, NAMED, Setting, fitted
-from planish_accelgcn.work import work
 from planish_graph import nvrtc
 from planish_graph.check import INT32_MAX
 from planish_graph.dispatch import SPMM, Candidate, Dispatcher, Program
@@ -45,73 +46,33 @@ def sddmm() -> list[Candidate]:
 
 
 def _plain(setting: Setting) -> Callable[[Graph, Tensor], Program | None]:
-    def prepare(graph: Graph, x: Tensor) -> Program | None:
-        return _fused(setting)(graph, x, None, None, None, False, False)
-
-    return prepare
+    return lambda graph, x: _fitted(graph, x, Fused(), setting)
 
 
 def _fused(setting: Setting) -> Callable[..., Program | None]:
-    def prepare(
-        graph: Graph,
-        x: Tensor,
-        row_scale: Tensor | None,
-        column_scale: Tensor | None,
-        bias: Tensor | None,
-        mean: bool,
-        relu: bool,
-    ) -> Program | None:
-        if not usable(graph, x):
-            return None
-        fit = fitted(setting, graph, x.shape[1], x.element_size())
-        return fit and _program(graph, x, row_scale, column_scale, bias, mean, relu, fit)
-
-    return prepare
+    return lambda graph, x, *fused: _fitted(graph, x, Fused(*fused), setting)
 
 
-def _program(
-    graph: Graph,
-    x: Tensor,
-    row_scale: Tensor | None,
-    column_scale: Tensor | None,
-    bias: Tensor | None,
-    mean: bool,
-    relu: bool,
-    setting: Setting,
-) -> Program:
-    rows = "mean" if mean else "sum" if row_scale is None else "scale"
-    epilogue = kernel.Epilogue(rows, column_scale is not None, bias is not None, relu)
-    value = graph.value if graph.value is not None and graph.value.dtype == x.dtype else graph.values32()
-    operands = kernel.Operands(x, value, row_scale, column_scale, bias)
-    return kernel.program(graph, operands, setting, epilogue)
-
-
-def fixed(
-    graph: Graph,
-    x: Tensor,
-    row_scale: Tensor | None,
-    column_scale: Tensor | None,
-    bias: Tensor | None,
-    mean: bool,
-    relu: bool,
-) -> Program | None:
-    """The kernel with one setting, whatever is fastest; None where it cannot run."""
+def _fitted(graph: Graph, x: Tensor, fused: Fused, setting: Setting) -> Program | None:
     if not usable(graph, x):
         return None
-    return _program(graph, x, row_scale, column_scale, bias, mean, relu, FIXED)
+    fit = fitted(setting, graph, x.shape[1], x.element_size())
+    return None if fit is None else _program(graph, x, fused, fit)
 
 
-def plain(
-    graph: Graph,
-    x: Tensor,
-    row_scale: Tensor | None,
-    column_scale: Tensor | None,
-    bias: Tensor | None,
-    mean: bool,
-    relu: bool,
-) -> Program:
-    """Scaling, product and activation one after the other, the product by the fastest candidate that there is."""
-    return lambda: reference.fused(graph, x, row_scale, column_scale, bias, mean, relu, _product)
+def _program(graph: Graph, x: Tensor, fused: Fused, setting: Setting) -> Program:
+    own = graph.value is not None and graph.value.dtype == x.dtype
+    return kernel.program(graph, x, graph.value if own else graph.values32(), fused, setting)
+
+
+def fixed(graph: Graph, x: Tensor, fused: Fused) -> Program | None:
+    """The kernel with one setting, whatever is fastest; None where it cannot run."""
+    return _program(graph, x, fused, FIXED) if usable(graph, x) else None
+
+
+def unfused(graph: Graph, x: Tensor, *fused: Any) -> Program:
+    """One step after the other, the product by the fastest candidate that there is."""
+    return lambda: reference.product(graph, x, Fused(*fused), _product)
 
 
 def _product(graph: Graph, x: Tensor) -> Tensor:
@@ -121,11 +82,11 @@ def _product(graph: Graph, x: Tensor) -> Tensor:
 FUSED = Dispatcher(
     "accelgcn",
     [
-        Candidate("unfused", plain),
+        Candidate("unfused", unfused),
         *(Candidate(f"fused {name}", _fused(setting)) for name, setting in NAMED.items()),
     ],
 )
-"""act(R A C x + bias) without gradients."""
+"""act(R A C x + bias) without gradients; operands are x and those of `planish_accelgcn.reference.Fused`."""
 
 
 def edge_gradient(
@@ -139,8 +100,3 @@ def edge_gradient(
     if row_scale is not None:
         out = out * row_scale[graph.rows.long()]
     return out if column_scale is None else out * column_scale[graph.indices.long()]
-
-
-def lists(graph: Graph) -> object:
-    """The work lists of the fixed setting."""
-    return work(graph, FIXED.chunk, FIXED.segment, FIXED.short)

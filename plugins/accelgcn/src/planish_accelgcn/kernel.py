@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from planish.errors import PlanishError
+from planish_accelgcn.reference import Fused
 from planish_accelgcn.settings import Setting
 from planish_accelgcn.sources import source
 from planish_accelgcn.work import work
@@ -18,21 +20,12 @@ WARP = 32
 STORAGE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 SDDMM = Setting(chunk=4096, segment=512, short=0)
 """Of the gradient of the values; as many lanes as the width asks for have an entry."""
-ROWS = {"sum": 0, "scale": 1, "mean": 2}
-
-
-@dataclass(frozen=True, slots=True)
-class Epilogue:
-    """What is fused: y = act(R A C x + bias) with R, C diagonal."""
-
-    rows: str = "sum"
-    columns: bool = False
-    bias: bool = False
-    relu: bool = False
+SHARED = 200 << 10
+"""Most bytes of shared memory that a block is given; beyond them the L1 cache would be gone anyway."""
 
 
 def defines(
-    setting: Setting, dtype: torch.dtype, vec: int, *, values: int, wide: bool, width: int, epilogue: Epilogue
+    setting: Setting, dtype: torch.dtype, vec: int, *, values: int, wide: bool, width: int, fused: Fused
 ) -> dict[str, int]:
     """What a source is compiled with, for lanes that load ``vec`` elements; ``values`` is 0 for none, 1 for fp32, 2 for x's
     type."""
@@ -45,50 +38,44 @@ def defines(
         "THREADS": setting.threads,
         "BLOCKS": setting.blocks,
         "VALUES": values,
-        "COLUMN_SCALE": int(epilogue.columns),
-        "ROW_SCALE": ROWS[epilogue.rows],
-        "BIAS": int(epilogue.bias),
-        "RELU": int(epilogue.relu),
+        "COLUMN_SCALE": int(fused.column_scale is not None),
+        "ROW_SCALE": 2 if fused.mean else int(fused.row_scale is not None),
+        "BIAS": int(fused.bias is not None),
+        "RELU": int(fused.relu),
         "WIDE": int(wide),
         "GUARD": int(width % (lanes * vec) != 0),
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Operands:
-    """What a product is computed from, all on one device: x [M, D] contiguous; the entries' values [E] in fp32 or in x's
-    type; the diagonals of R [N] and C [M] and bias [D] in fp32."""
-
-    x: Tensor
-    value: Tensor | None = None
-    row_scale: Tensor | None = None
-    column_scale: Tensor | None = None
-    bias: Tensor | None = None
-
-
 def program(
-    graph: Graph, operands: Operands, setting: Setting, epilogue: Epilogue = Epilogue()
+    graph: Graph, x: Tensor, value: Tensor | None, fused: Fused, setting: Setting
 ) -> Callable[[], Tensor]:
-    """A program that computes y [N, D] of x's type. What can be kept for the next one is kept on the graph."""
-    x = operands.x
+    """A program that computes y [N, D] of x's type. What can be kept for the next one is kept on the graph.
+
+    Args:
+        x: [M, D], contiguous.
+        value: [E], the entries' values in fp32 or in x's type, or None for ones.
+        fused: vectors in fp32.
+    """
     vec = _vec(x.shape[1], x.element_size(), x.data_ptr())
-    values = 0 if operands.value is None else 1 if operands.value.dtype == torch.float32 else 2
-    key = ("accelgcn product", x.shape[1], x.dtype, vec, values, setting, epilogue)
-    product = graph.kept(key, lambda: Product(graph, x, vec, values, setting, epilogue))
-    return lambda: product(operands)
+    values = 0 if value is None else 1 if value.dtype == torch.float32 else 2
+    present = tuple(part is not None and part is not False for part in fused)
+    key = ("accelgcn product", x.shape[1], x.dtype, vec, values, present, setting)
+    product = graph.kept(key, lambda: Product(graph, x, vec, values, fused, setting))
+    return lambda: product(x, value, fused)
 
 
 class Product:
     """The compiled kernel, its lists and its launch, for one structure, width and type."""
 
     def __init__(
-        self, graph: Graph, x: Tensor, vec: int, values: int, setting: Setting, epilogue: Epilogue
+        self, graph: Graph, x: Tensor, vec: int, values: int, fused: Fused, setting: Setting
     ) -> None:
         self.width, self.rows, self.threads = x.shape[1], graph.num_rows, setting.threads
         line = self.width * x.element_size()
         largest = max(graph.num_edges * 4, graph.num_cols * line, self.rows * line)
         macros = defines(
-            setting, x.dtype, vec, values=values, wide=largest >= 1 << 32, width=self.width, epilogue=epilogue
+            setting, x.dtype, vec, values=values, wide=largest >= 1 << 32, width=self.width, fused=fused
         )  # fmt: skip
         module = nvrtc.compile(source("spmm"), defines=macros, device=x.device)
         tile = macros["LANES"] * vec
@@ -109,11 +96,15 @@ class Product:
         self.lists = lists.tasks, lists.chunks, lists.cuts
         self.giants, self.pieces = lists.giants, lists.pieces
         self.shared = lists.slots * tile * 4
+        if self.shared > SHARED:
+            raise PlanishError(
+                f"accelgcn: {setting} needs {self.shared} bytes of shared memory for this graph; valid: {SHARED}"
+            )
 
-    def __call__(self, of: Operands) -> Tensor:
-        out = of.x.new_empty(self.rows, self.width)
+    def __call__(self, x: Tensor, value: Tensor | None, fused: Fused) -> Tensor:
+        out = x.new_empty(self.rows, self.width)
         pieces = torch.empty(self.pieces * self.width, device=out.device) if self.pieces else None
-        operands = (self.columns, of.value, of.column_scale, of.row_scale, of.bias, of.x, out)
+        operands = (self.columns, value, fused.column_scale, fused.row_scale, fused.bias, x, out)
         if len(self.lists) == 1:
             self.kernel(self.grid, self.threads, *self.lists, *operands, *self.sizes)
             return out
@@ -123,7 +114,7 @@ class Product:
         if pieces is not None:
             threads = min(256, -(-self.width // WARP) * WARP)
             grid = len(self.giants), -(-self.width // threads), 1
-            self.join(grid, threads, self.giants, pieces, of.row_scale, of.bias, out, *self.sizes[1:])
+            self.join(grid, threads, self.giants, pieces, fused.row_scale, fused.bias, out, *self.sizes[1:])
         return out
 
 
@@ -134,11 +125,10 @@ def edge_gradient(
     width, size = x.shape[1], x.element_size()
     vec = _vec(width, size, x.data_ptr() | grad.data_ptr())
     lists = work(graph, SDDMM.chunk, SDDMM.segment, SDDMM.short)
-    rows = "sum" if row_scale is None else "scale"
     lanes = min(WARP, 1 << (-(-width // vec) - 1).bit_length())
     setting = replace(SDDMM, line=lanes * vec * size)
-    epilogue = Epilogue(rows, column_scale is not None)
-    macros = defines(setting, x.dtype, vec, values=0, wide=False, width=width, epilogue=epilogue)
+    fused = Fused(row_scale, column_scale)
+    macros = defines(setting, x.dtype, vec, values=0, wide=False, width=width, fused=fused)
     out = torch.empty(graph.num_edges, device=x.device)
     nvrtc.compile(source("sddmm"), defines=macros, device=x.device)["sddmm"](
         len(lists.chunks), setting.threads, lists.tasks, lists.chunks, graph.columns32(), row_scale, column_scale,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from planish.errors import DataError
 from planish_accelgcn import candidates
+from planish_accelgcn.reference import Fused
 from planish_graph import check
 from planish_graph.graph import Graph, found
 from planish_graph.spmm import INDEX_SCHEMA, transposed_values
@@ -92,9 +93,10 @@ def _check_vector(name: str, vector: Tensor, size: int, device: torch.device, *,
     "planish_accelgcn::spmm", mutates_args=(), schema=f"({INDEX_SCHEMA}, {FUSED_SCHEMA}) -> Tensor"
 )
 def _spmm(*arguments: Any) -> Tensor:
-    indptr, indices, value, *_ = arguments
+    indptr, indices, value = arguments[:3]
     row_scale, column_scale, bias, x, mean, relu, deterministic = arguments[6:]
-    return _run(indptr, indices, value, row_scale, column_scale, bias, x, mean, relu, deterministic)
+    fused = Fused(row_scale, column_scale, bias, mean, relu)
+    return _run(_graph(indptr, indices, value, len(x)), x, fused, deterministic)
 
 
 @_spmm.register_fake
@@ -103,25 +105,17 @@ def _(*arguments: Any) -> Tensor:
     return x.new_empty(arguments[0].shape[0] - 1, x.shape[1])
 
 
-def _run(
-    indptr: Tensor,
-    indices: Tensor,
-    value: Tensor | None,
-    row_scale: Tensor | None,
-    column_scale: Tensor | None,
-    bias: Tensor | None,
-    x: Tensor,
-    mean: bool,
-    relu: bool,
-    deterministic: bool,
-) -> Tensor:
-    graph = found(indptr, indices, value, len(x)) or Graph(indptr, indices, value, len(x))
+def _graph(indptr: Tensor, indices: Tensor, value: Tensor | None, columns: int) -> Graph:
+    return found(indptr, indices, value, columns) or Graph(indptr, indices, value, columns)
+
+
+def _run(graph: Graph, x: Tensor, fused: Fused, deterministic: bool) -> Tensor:
     x = x.contiguous()
-    if deterministic and (program := candidates.fixed(graph, x, row_scale, column_scale, bias, mean, relu)):
+    if deterministic and (program := candidates.fixed(graph, x, fused)):
         return program()
     if x.is_cuda:
-        return candidates.FUSED(graph, x, row_scale, column_scale, bias, mean, relu)
-    return candidates.plain(graph, x, row_scale, column_scale, bias, mean, relu)()
+        return candidates.FUSED(graph, x, *fused)
+    return candidates.unfused(graph, x, *fused)()
 
 
 @torch.library.custom_op("planish_accelgcn::spmm_backward", mutates_args=())
@@ -140,22 +134,13 @@ def _spmm_backward(
     """[M, D] the gradient of x: C A^T R grad."""
     value = transposed_values(t_indptr, t_indices, t_entry, value, len(grad))
     inner = _rows_of_mean(indptr, grad) if mean else row_scale
-    return _run(t_indptr, t_indices, value, column_scale, inner, None, grad, False, False, deterministic)
+    graph = _graph(t_indptr, t_indices, value, len(grad))
+    return _run(graph, grad, Fused(column_scale, inner), deterministic)
 
 
 @_spmm_backward.register_fake
-def _(
-    indptr: Tensor,
-    t_indptr: Tensor,
-    t_indices: Tensor,
-    t_entry: Tensor,
-    value: Tensor | None,
-    row_scale: Tensor | None,
-    column_scale: Tensor | None,
-    grad: Tensor,
-    mean: bool,
-    deterministic: bool,
-) -> Tensor:
+def _(indptr: Tensor, t_indptr: Tensor, *arguments: Any) -> Tensor:
+    grad: Tensor = arguments[5]
     return grad.new_empty(t_indptr.shape[0] - 1, grad.shape[1])
 
 
@@ -172,21 +157,12 @@ def _edge_gradient(
 ) -> Tensor:
     """[E] the gradient of A's values."""
     rows = _rows_of_mean(indptr, grad) if mean else row_scale
-    graph = found(indptr, indices, value, len(x)) or Graph(indptr, indices, value, len(x))
+    graph = _graph(indptr, indices, value, len(x))
     return candidates.edge_gradient(graph, rows, column_scale, grad, x).to(value.dtype)
 
 
 @_edge_gradient.register_fake
-def _(
-    indptr: Tensor,
-    indices: Tensor,
-    value: Tensor,
-    row_scale: Tensor | None,
-    column_scale: Tensor | None,
-    grad: Tensor,
-    x: Tensor,
-    mean: bool,
-) -> Tensor:
+def _(indptr: Tensor, indices: Tensor, value: Tensor, *arguments: Any) -> Tensor:
     return torch.empty_like(value)
 
 

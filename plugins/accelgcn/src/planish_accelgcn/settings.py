@@ -8,6 +8,7 @@ consecutive rows; and small graphs should fill the device in one wave of blocks.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 
@@ -61,11 +62,16 @@ FIXED = NAMED["128 B, chunks of 4k"]
 """Where results must be the same in every process, whatever is fastest."""
 
 
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
 def fitted(setting: Setting, graph: Graph, width: int, size: int) -> Setting | None:
     """The setting for a graph and features of ``width`` elements of ``size`` bytes; None where it is not worth timing."""
     lines = -(-width * size // setting.line)
     work = graph.num_edges + ROW_COST * graph.num_rows
-    blocks = torch.cuda.get_device_properties(graph.device).multi_processor_count * setting.blocks
+    blocks = _multiprocessors(graph.device) * setting.blocks
     if setting.line > 128 and width * size <= setting.line // 2:
         return None  # half of the lanes would have no column
     if setting.flat:

@@ -66,14 +66,12 @@ def work(graph: Graph, chunk: int, segment: int, short: int) -> Work:
 
 def _build(graph: Graph, chunk: int, segment: int, short: int) -> Work:
     check.fits(torch.int32, graph.num_rows, graph.num_cols, 0)
-    if graph.num_edges > check.INT32_MAX and int(graph.degrees.max()) > check.INT32_MAX:
-        raise DataError(
-            f"graph: a row of {int(graph.degrees.max())} entries; valid: at most {check.INT32_MAX}"
-        )
+    if graph.num_edges > check.INT32_MAX and graph.longest_row > check.INT32_MAX:
+        raise DataError(f"graph: a row of {graph.longest_row} entries; valid: at most {check.INT32_MAX}")
     edges, rows = graph.num_edges, graph.num_rows
     chunks = (edges + ROW_COST * rows) // chunk + 1
     row_cuts = edges // segment + 1
-    lists = [
+    tasks, records, cuts, giants = (
         torch.empty(number, width, dtype=torch.int32, device=graph.device)
         for number, width in (
             (rows + row_cuts, 4),
@@ -81,7 +79,7 @@ def _build(graph: Graph, chunk: int, segment: int, short: int) -> Work:
             (row_cuts + chunks, 4),
             (edges // (2 * chunk) + 1, 4),
         )
-    ]
+    )
     totals = torch.zeros(2, dtype=torch.int32, device=graph.device)
     macros = {
         "INDEX": "int" if graph.indptr.dtype == torch.int32 else "long long",
@@ -91,6 +89,6 @@ def _build(graph: Graph, chunk: int, segment: int, short: int) -> Work:
         "ROW_COST": ROW_COST,
     }
     kernel = nvrtc.compile(source("work"), defines=macros, device=graph.device)["work"]
-    kernel(chunks, THREADS, graph.indptr, nvrtc.i32(rows), *lists[:3], row_cuts, lists[3], totals)
-    slots, giants = totals.tolist()
-    return Work(*lists[:3], lists[3][:giants], slots)
+    kernel(chunks, THREADS, graph.indptr, nvrtc.i32(rows), tasks, records, cuts, row_cuts, giants, totals)
+    slots, gigantic = totals.tolist()
+    return Work(tasks, records, cuts, giants[:gigantic], slots)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
+import time
 import warnings
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, ClassVar
@@ -11,13 +15,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from planish import timing
 from planish.errors import PlanishError
 from planish_graph import cusparse
 from planish_graph.graph import Graph
 from planish_graph.reference import CHUNK, bag_product, csr_product, gathered_product, sampled_product
 
 Program = Callable[[], Tensor]
+HOST_CYCLES = 300_000
+"""GPU cycles in which the host surely queues one call, about 0.2 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +117,13 @@ class Dispatcher:
         strict = torch.are_deterministic_algorithms_enabled()
         values = None if graph.value is None else graph.value.dtype
         key: Hashable = ("dispatch", self.name, len(self.candidates), strict, values, *map(_kind, operands))
-        graph.checked()
         if capturing and not graph.has(key):
             return Choice(self.candidates[0].name, {}, {})
-        return graph.kept(key, lambda: self._measure(graph, operands, strict))
+        return graph.kept(key, lambda: self._measure(graph.checked(), operands, strict))
 
     def _discover(self) -> None:
         group, self._group = self._group, None
-        for entry in entry_points(group=group):
+        for entry in entry_points(group=group or ""):
             try:
                 for candidate in entry.load()():
                     if all(candidate.name != other.name for other in self.candidates):
@@ -156,18 +160,43 @@ class Dispatcher:
                 programs[candidate.name] = program
         if not programs:
             raise PlanishError(f"dispatcher {self.name}: no candidate applies ({rejected})")
-        return self._timed(programs, rejected, "cuda" if graph.device.type == "cuda" else "cpu")
+        return self._timed(programs, rejected, graph.device)
 
-    def _timed(self, programs: dict[str, Program], rejected: dict[str, str], device: str) -> Choice:
-        taken = timing.interleaved(programs, warmup=1, rounds=1, device=device)
-        rough = min(t.seconds.median for t in taken.values())
-        # Programs that are short beside the clock run several times a sample; clearly slower ones are not run again.
-        limit = 1.3 * rough + 5e-5
-        near = {name: programs[name] for name, t in taken.items() if t.seconds.median <= limit}
-        calls = max(1, min(20, int(2e-3 / max(rough, 1e-6))))
-        taken |= timing.interleaved(near, warmup=0, rounds=self.rounds, calls=calls, device=device)
-        seconds = {name: t.seconds.median for name, t in taken.items()}
+    def _timed(self, programs: dict[str, Program], rejected: dict[str, str], device: torch.device) -> Choice:
+        on_gpu = device.type == "cuda"
+        clock = _gpu_seconds if on_gpu else _cpu_seconds
+        with torch.cuda.device(device) if on_gpu else nullcontext():
+            taken = {name: [clock(program, 1)] for name, program in programs.items()}
+            rough = min(min(times) for times in taken.values())
+            calls = max(1, min(20, int(2e-3 / max(rough, 1e-6))))
+            # Clearly slower ones are not run again. Round after round, so that a drifting machine hurts all alike.
+            near = [name for name, times in taken.items() if times[0] <= 1.3 * rough + 5e-5]
+            for name in near:
+                taken[name].clear()
+            for _, name in itertools.product(range(self.rounds), near):
+                taken[name].append(clock(programs[name], calls))
+        seconds = {name: statistics.median(times) for name, times in taken.items()}
         return Choice(min(seconds, key=lambda name: seconds[name]), seconds, rejected)
+
+
+def _cpu_seconds(program: Program, calls: int) -> float:
+    began = time.perf_counter()
+    for _ in range(calls):
+        program()
+    return (time.perf_counter() - began) / calls
+
+
+def _gpu_seconds(program: Program, calls: int) -> float:
+    """GPU time of a call. The GPU is kept busy while the calls are queued, so that none of it is time of the host."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    torch.cuda._sleep(calls * HOST_CYCLES)
+    start.record()
+    for _ in range(calls):
+        program()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1000 / calls
 
 
 def _kind(operand: Any) -> Hashable:
@@ -182,7 +211,7 @@ def _wrong(expected: Tensor, result: Tensor, norm: float, largest: float) -> str
     step = max(1, CHUNK // max(1, expected.numel() // max(1, len(expected))))
     squares = torch.zeros(2, dtype=torch.float64, device=expected.device)
     tops = torch.zeros_like(squares)
-    for part, other in zip(expected.split(step), result.split(step), strict=True):
+    for part, other in zip(torch.split(expected, step), torch.split(result, step), strict=True):
         if part.numel():
             both = torch.stack([part.double() - other.double(), part.double()]).flatten(1).abs()
             squares += both.square().sum(1)

@@ -94,7 +94,7 @@ class Kernel:
 
     def _packed(self, args: tuple[Any, ...]) -> Any:
         """The arguments in one buffer laid out as the kernel's parameters are. One buffer a thread, used again."""
-        kinds, values = "", []
+        kinds, values = "", list[float]()
         for argument in args:
             if isinstance(argument, Tensor):
                 kinds += "P"
@@ -129,19 +129,18 @@ class Buffer:
         self.extra = (ctypes.c_void_p * 5)(1, ctypes.addressof(self.bytes), 2, ctypes.addressof(self.size), 0)
 
 
+_raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+
+
 def _stream(device: int) -> ctypes.c_void_p:
-    return ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
-
-
-if raw_stream := getattr(torch._C, "_cuda_getCurrentRawStream", None):  # several times quicker
-
-    def _stream(device: int) -> ctypes.c_void_p:
-        return ctypes.c_void_p(raw_stream(device))
+    if _raw_stream is None:  # torch's public way takes several times as long
+        return ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
+    return ctypes.c_void_p(_raw_stream(device))
 
 
 def _enter(device: int) -> None:
     """Make torch's context of ``device`` the calling thread's."""
-    torch.cuda.init()
+    torch.cuda.init()  # type: ignore[no-untyped-call]
     handle, context = ctypes.c_int(), ctypes.c_void_p()
     _check(_cuda().cuDeviceGet(ctypes.byref(handle), device), f"device {device}")
     _check(_cuda().cuDevicePrimaryCtxRetain(ctypes.byref(context), handle), "context")

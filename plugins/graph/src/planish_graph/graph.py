@@ -195,22 +195,23 @@ class Graph:
 
     def plan(self) -> Plan:
         """The tensors that the operators take; see `Plan`."""
+        transposed = self.kept("plan", self._plan)
+        return Plan(self.indptr, self.indices, self.value, *transposed)
+
+    def _plan(self) -> tuple[Tensor, Tensor, Tensor]:
         self.checked()
         transposed = self.transposed()
         # A graph of its own, so that `found` finds it in a backward pass.
         self.kept("transposed graph", lambda: Graph(*transposed[:2], num_cols=self.num_rows))
-        return Plan(self.indptr, self.indices, self.value, *transposed)
+        return transposed
 
     # ---- other graphs -------------------------------------------------------------------------------------------
 
     def with_values(self, value: Tensor | None) -> Graph:
         """The same structure, and what was derived from it, with other values [E]."""
         check.types(self.indptr, self.indices, value)
-        other = object.__new__(Graph)
-        other.__dict__.update(self.__dict__)
-        other.value = None if value is None else _plain(value)
-        # `_kept` is shared on purpose: what depends on values carries their stamp.
-        return other
+        # What was derived is shared on purpose: what depends on values carries their stamp.
+        return _view(self.indptr, self.indices, None if value is None else _plain(value), self._kept)
 
     def transpose(self) -> Graph:
         """A^T as a graph of its own."""
@@ -259,9 +260,18 @@ def found(indptr: Tensor, indices: Tensor, value: Tensor | None, num_cols: int) 
     cache = None if key is None else _live.get(key)
     if cache is None:
         return None
+    return _view(cache.indptr, cache.indices, value, cache)
+
+
+def _view(indptr: Tensor, indices: Tensor, value: Tensor | None, cache: _Cache) -> Graph:
+    """A graph of tensors that were checked, with what was derived from them."""
     graph = object.__new__(Graph)
-    graph.indptr, graph.indices, graph.value = cache.indptr, cache.indices, value
-    graph.num_rows, graph.num_cols, graph._kept = len(indptr) - 1, num_cols, cache
+    graph.indptr = indptr
+    graph.indices = indices
+    graph.value = value
+    graph.num_rows = len(indptr) - 1
+    graph.num_cols = cache.num_cols
+    graph._kept = cache
     return graph
 
 

@@ -23,6 +23,7 @@ __all__ = ["available", "build", "compile", "i32"]
 OPTIONS = ("--std=c++17", "--device-as-default-execution-space")
 
 
+@cache
 def available() -> bool:
     """Whether kernels can be compiled and run here: a CUDA device and libnvrtc."""
     return torch.cuda.is_available() and torch.version.hip is None and libraries.load("nvrtc") is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -185,14 +185,14 @@ def _kernels(nodes: int) -> Iterator[Row]:
         rows = maxk(x, k)
         rows = rows._replace(values=rows.values.requires_grad_())
         y = aggregate(graph, rows)
-        programs = {
+        passes: dict[str, Callable[[], Tensor]] = {
             "forward": lambda rows=rows: aggregate(graph, rows),
             "backward": lambda rows=rows, y=y: torch.autograd.grad(y, rows.values, dense, retain_graph=True)[
                 0
             ],
         }
-        taken = timing.interleaved(programs, rounds=15, device="cuda")
-        for name in programs:
+        taken = timing.interleaved(passes, rounds=15, device="cuda")
+        for name in passes:
             seconds = taken[name].seconds.median
             metric = f"{name} of the aggregation, k = {k} of 256, {size}"
             yield _milliseconds(metric, seconds, "the fastest dense product", spmm_seconds)

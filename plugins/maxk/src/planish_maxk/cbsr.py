@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from planish.errors import DataError
+from planish_graph import check
 from planish_graph.dispatch import Candidate, Dispatcher, Program
 from planish_graph.graph import Graph
 from planish_graph.spmm import spmm
@@ -76,11 +77,31 @@ def aggregate(graph: Graph, rows: CBSR | Tensor, how: str = "auto") -> Tensor:
     if isinstance(rows, Tensor):
         return spmm(graph, rows)
     _fits(graph, rows)
-    rows = rows._replace(values=_cast(rows.values))
-    how, back = choose(graph, rows) if how == "auto" else (how, how)
-    work = (*_work(graph, rows, how), *_work(graph, rows, back))
-    out: Tensor = torch.ops.planish_maxk.aggregate(*graph.plan(), *work, *rows, how, back)
+    rows = rows._replace(values=_cast(rows.values), positions=rows.positions.contiguous())
+    plan = graph.plan()
+    if torch.compiler.is_compiling():
+        how, back, work = _prepare(graph, rows, how)
+    else:
+        strict = torch.are_deterministic_algorithms_enabled()
+        kind = rows.values.shape[1], rows.values.dtype, rows.positions.dtype, rows.width
+        key = ("maxk", how, len(WAYS), strict, kind)
+        how, back, work = graph.kept(key, lambda: _prepare(graph, rows, how))
+        if type(rows.values) is Tensor and not _differentiated(graph, rows):
+            # Past the operator, whose way through torch takes longer than the product of a small graph.
+            return WAYS[how].forward(plan, tuple(t for t in work[:3] if t is not None), *rows)
+    out: Tensor = torch.ops.planish_maxk.aggregate(*plan, *work, *rows, how, back)
     return out
+
+
+def _prepare(graph: Graph, rows: CBSR, how: str) -> tuple[str, str, tuple[Tensor | None, ...]]:
+    """Ways of both passes, and how they divide the work."""
+    how, back = choose(graph, rows) if how == "auto" else (how, how)
+    return how, back, (*_work(graph, rows, how), *_work(graph, rows, back))
+
+
+def _differentiated(graph: Graph, rows: CBSR) -> bool:
+    needed = rows.values.requires_grad or (graph.value is not None and graph.value.requires_grad)
+    return needed and torch.is_grad_enabled()
 
 
 def choose(graph: Graph, rows: CBSR) -> tuple[str, str]:
@@ -124,6 +145,11 @@ def _fits(graph: Graph, rows: CBSR) -> None:
     if rows.values.shape != rows.positions.shape:
         raise DataError(
             f"aggregate: values {list(rows.values.shape)} and positions {list(rows.positions.shape)}; valid: equal shapes"
+        )
+    if rows.positions.dtype != topk.position_type(rows.width):
+        wanted = check.short(topk.position_type(rows.width))
+        raise DataError(
+            f"aggregate: positions are {check.short(rows.positions.dtype)}; valid: {wanted} at width {rows.width}"
         )
     for name, tensor in (("values", rows.values), ("positions", rows.positions)):
         if tensor.device != graph.device:

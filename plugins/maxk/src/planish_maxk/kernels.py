@@ -4,7 +4,7 @@ Rows come cut into segments of at most `SEGMENT` entries in row order (`planish_
 loops over a length it has to load. Offsets are 64-bit. Sums are taken in fp32 with atomic additions, so that two runs
 may differ in the last bits; where results must repeat, the operators take the plain torch path.
 
-The forward kernel adds into global memory, since Triton has no indexed on-chip accumulator.
+The forward kernel adds into global memory, since Triton has no indexed on-chip accumulator; `planish_maxk.cuda` has one.
 """
 
 from __future__ import annotations

@@ -54,9 +54,8 @@ def cut(
             kept.add(current)
         current += alone or node in rows
     for node in reversed(traced.graph.nodes):
-        if (
-            node.op == "call_function" and node.target is dense
-        ):  # expanded where it is read, so that it is not kept
+        # Rows are expanded where they are read, so that the dense ones are not kept.
+        if node.op == "call_function" and node.target is dense:
             piece[node] = min(piece[user] for user in node.users)
     pieces = split_module(traced, traced, piece.__getitem__)
     for number in sorted(set(piece.values()) - kept):

@@ -67,7 +67,7 @@ class Stacked(nn.Module):
     def _project(self, x: Tensor | Graph) -> Tensor:
         weight, bias = self.weights["input_weight"], self.weights["input_bias"]  # [S, W, F], [S, W]
         side_by_side = weight.flatten(0, 1).T
-        out = x @ side_by_side if isinstance(x, Tensor) else spmm(x, side_by_side)
+        out: Tensor = x @ side_by_side if isinstance(x, Tensor) else spmm(x, side_by_side)
         return (out + bias.flatten()).unflatten(1, bias.shape).transpose(0, 1).contiguous()
 
     def _block(self, h: Tensor, name: str) -> Tensor:
@@ -82,7 +82,8 @@ class Stacked(nn.Module):
         elif self.kind == "gin":
             out = out + (1 + self.weights[f"{name}_eps"].view(-1, 1, 1)) * dense(rows).view(h.shape)
         scale, shift = (self.weights[f"{name}_norm_{part}"][:, None] for part in ("weight", "bias"))
-        return F.layer_norm(out, (self.width,)) * scale + shift
+        normed: Tensor = F.layer_norm(out, (self.width,)) * scale + shift
+        return normed
 
     def _linear(self, h: Tensor, name: str) -> Tensor:
         weight, bias = self.weights[f"{name}_weight"], self.weights[f"{name}_bias"]

@@ -1,0 +1,216 @@
+"""The products: forward, backward, and backward in fixed order."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from planish_graph import nvrtc
+from planish_graph.driver import Kernel
+from planish_graph.graph import Plan
+from planish_maxk import product
+from planish_maxk.cuda.build import module, power, row_floats, usable
+from planish_maxk.cuda.work import busy
+
+WIDEST = 8192
+"""Columns of an accumulator that fits on chip together with three others."""
+MOST_GATHERED = 1024
+"""Kept entries that fit the registers of a warp in the backward pass of fixed order."""
+TILE = 32
+"""Kept entries of a source that a backward launch adds to where all of them would not stay in the cache."""
+CACHE = 48 << 20
+"""Bytes of gradients of kept entries that hardly stay in the cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """How a warp is divided: ``groups`` rows at once, ``lanes`` lanes each, ``vec`` neighbouring kept entries a lane, ``unroll``
+    times as many rows in flight; ``warps`` warps a block."""
+
+    vec: int
+    lanes: int
+    groups: int
+    unroll: int
+    warps: int
+
+    def macros(self) -> dict[str, int]:
+        return {name.upper(): value for name, value in asdict(self).items()}
+
+
+def fits(values: Tensor, width: int) -> bool:
+    """Whether the products run on such values [M, k] of rows of that width."""
+    return width <= WIDEST and usable(values)
+
+
+def forward(
+    plan: Plan,
+    work: tuple[Tensor, ...],
+    values: Tensor,
+    index: Tensor,
+    width: int,
+    team: Team | None = None,
+) -> Tensor:
+    """y [N, width] of the values' type; see `planish_maxk.product.entrywise`. ``work`` is what `divide` gave."""
+    rows, k = plan.indptr.shape[0] - 1, values.shape[1]
+    out = values.new_empty(rows, width)
+    weight = _single(plan.value)
+    kernel, combine, warps, shared = _forward(
+        values.dtype, index.element_size(), plan.indices.element_size(), width, k, values.device.index,
+        weight is not None, team or (_vec(k, values, index), busy(rows, plan.indices.shape[0])),
+    )  # fmt: skip
+    units, cuts = work
+    pieces = (
+        torch.empty(units.shape[0] - rows + cuts.shape[0], width, device=values.device)
+        if cuts.shape[0]
+        else None
+    )
+    kernel(
+        -(-units.shape[0] // warps), 32 * warps, units, plan.indices, weight, values, index, out, pieces,
+        nvrtc.i32(units.shape[0]), shared=shared,
+    )  # fmt: skip
+    if pieces is not None:
+        combine(cuts.shape[0], 256, cuts, pieces, out)
+    return out
+
+
+def forward_team(k: int, width: int, vec: int = 4, level: int = 0) -> Team:
+    """Several neighbours a lane, because alternate entries of a row seldom share a bank; more rows at once where the rows of
+    the graph are long (``level``: what `busy` gave). As measured on an H100 at width 256."""
+    if k <= 8:
+        most, unroll = 1, 8 if level else 2
+    elif k <= 16:
+        most, unroll = 2 if level else 1, 4
+    elif k <= 32:
+        most, unroll = 2, 4 if level == 2 else 2
+    else:
+        most, unroll = 4, 1
+    vec, warps = min(vec, most), 4
+    lanes = min(32, power(-(-k // vec)))
+    groups = max(1, min(32 // lanes, 4, (96 << 10) // (4 * warps * row_floats(width))))
+    return Team(vec, lanes, groups, min(unroll, 32 // groups), warps)
+
+
+@cache
+def _forward(
+    dtype: torch.dtype,
+    position: int,
+    node: int,
+    width: int,
+    k: int,
+    device: int,
+    weighted: bool,
+    how: Team | tuple[int, int],
+) -> tuple[Kernel, Kernel, int, int]:
+    """Both kernels, warps a block, and bytes of shared memory; ``how`` is a team, or what `_vec` and `busy` gave."""
+    team = how if isinstance(how, Team) else forward_team(k, width, *how)
+    macros = {**team.macros(), "WEIGHTED": int(weighted)}
+    built = module("forward", dtype, position, node, width, k, device, macros)
+    return built["forward"], built["combine"], team.warps, 4 * team.warps * team.groups * row_floats(width)
+
+
+def backward(
+    plan: Plan,
+    work: tuple[Tensor, ...],
+    grad: Tensor,
+    values: Tensor,
+    index: Tensor,
+    wanted: tuple[bool, bool],
+    team: Team | None = None,
+    span: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Gradients, in fp32, of the kept values [M, k] and of A's values [E]; ``wanted`` says which, the other is empty."""
+    nodes, k = index.shape
+    if grad.data_ptr() % 16:
+        grad = grad.clone()  # its rows are read four numbers at once
+    weight = _single(plan.value)
+    strict = torch.are_deterministic_algorithms_enabled()
+    of_weight = torch.empty(plan.indices.shape[0] if wanted[1] else 0, device=grad.device)
+    if strict and wanted[0]:
+        fixed = gathered if k <= MOST_GATHERED else product.through_dense_backward
+        of_values = fixed(plan, grad, index)
+    else:
+        of_values = torch.zeros(nodes if wanted[0] else 0, k, device=grad.device)
+    atomic = wanted[0] and not strict
+    if not atomic and not wanted[1]:
+        return of_values, of_weight
+    span = span or _span(nodes, k)
+    kernel, warps, shared = _backward(
+        grad.dtype, index.element_size(), plan.indices.element_size(), grad.shape[1], k, grad.device.index,
+        weight is not None, span, atomic, wanted[1],
+        team or (_vec(k, values, index), busy(plan.indptr.shape[0] - 1, plan.indices.shape[0])),
+    )  # fmt: skip
+    units = work[0]
+    for slot in range(0, k, span):
+        kernel(
+            -(-units.shape[0] // warps), 32 * warps, units, plan.indices, weight, grad, values, index, of_values,
+            of_weight, nvrtc.i32(units.shape[0]), nvrtc.i32(slot), shared=shared,
+        )  # fmt: skip
+    return of_values, of_weight
+
+
+def _span(nodes: int, k: int) -> int:
+    """All k kept entries, or tiles of them where that makes what is added to fit the cache."""
+    return TILE if 4 * nodes * k > CACHE >= 4 * nodes * TILE else k
+
+
+def backward_team(span: int, width: int, vec: int = 4, level: int = 0) -> Team:
+    """Four neighbours a lane: one 16-byte reduction. ``level`` is what `busy` gave."""
+    lanes = min(32, power(-(-span // vec)))
+    unroll = 1 if span <= 16 else 4 if level == 2 else 2
+    return Team(vec, lanes, 32 // lanes, unroll, 4 if width > 2048 else 8)
+
+
+@cache
+def _backward(
+    dtype: torch.dtype, position: int, node: int, width: int, k: int, device: int, weighted: bool, span: int,
+    values: bool, weights: bool, how: Team | tuple[int, int],
+) -> tuple[Kernel, int, int]:  # fmt: skip
+    """The kernel, warps a block, and bytes of shared memory; ``how`` is a team, or what `_vec` and `busy` gave."""
+    team = how if isinstance(how, Team) else backward_team(span, width, *how)
+    macros = {
+        **team.macros(), "WEIGHTED": int(weighted), "SPAN": span, "VALUES": int(values), "WEIGHTS": int(weights),
+    }  # fmt: skip
+    built = module("backward", dtype, position, node, width, k, device, macros)
+    return built["backward"], team.warps, 4 * team.warps * row_floats(width)
+
+
+def gathered(plan: Plan, grad: Tensor, index: Tensor) -> Tensor:
+    """[M, k] in fp32, without atomic additions: gathers from the destinations of every source."""
+    nodes, k = index.shape
+    weight = _single(plan.value)
+    out = torch.empty(nodes, k, device=grad.device)
+    kernel = _gather(
+        grad.dtype, index.element_size(), plan.indices.element_size(), grad.shape[1], k, grad.device.index,
+        weight is not None,
+    )  # fmt: skip
+    kernel(nodes, 128, plan.t_indptr, plan.t_indices, plan.t_entry, weight, grad, index, out)
+    return out
+
+
+@cache
+def _gather(
+    dtype: torch.dtype, position: int, node: int, width: int, k: int, device: int, weighted: bool
+) -> Kernel:
+    lanes = min(32, power(k))
+    macros = {"LANES": lanes, "GROUPS": 32 // lanes, "WARPS": 4, "WEIGHTED": int(weighted)}
+    return module("gather", dtype, position, node, width, k, device, macros)["gather"]
+
+
+def _vec(k: int, values: Tensor, index: Tensor) -> int:
+    """Neighbouring kept entries that one instruction can load: rows have to start where such loads may."""
+    for vec in (4, 2):
+        aligned = (
+            values.data_ptr() % (vec * values.element_size()) == 0
+            and index.data_ptr() % (vec * index.element_size()) == 0
+        )
+        if k % vec == 0 and aligned:
+            return vec
+    return 1
+
+
+def _single(weight: Tensor | None) -> Tensor | None:
+    """Kernels read fp32."""
+    return weight if weight is None or weight.dtype == torch.float32 else weight.detach().float()
