@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from planish.errors import PlanishError
 from planish_accelgcn import kernel
 from planish_accelgcn.reference import Fused
 from planish_accelgcn.settings import FIXED, NAMED, Setting
-from planish_accelgcn.sources import source as source_of
+from planish_accelgcn.sources import source
 from planish_graph import libraries, nvrtc
 from planish_graph.generate import from_degrees
 from planish_graph.graph import Graph
@@ -114,21 +115,42 @@ def test_not_a_number_and_infinity_stay_in_their_rows(emulated: None) -> None:
 
 
 def test_results_repeat_bit_by_bit(emulated: None) -> None:
+    """Whatever type torch makes by default."""
     graph = awkward()
     x = torch.randn(graph.num_cols, 32)
     run = kernel.program(graph, x, graph.value, Fused(), SETTINGS["narrow"])
-    assert torch.equal(run(), run())
+    result = run()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(run(), result)
+        assert (
+            kernel.edge_gradient(graph, None, None, x[:, :4].contiguous(), x[:, :4].contiguous()).dtype
+            == torch.float32
+        )
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_too_much_shared_memory_is_refused(emulated: None) -> None:
+    graph = awkward(longest=60_000)
+    setting = Setting(chunk=32768, segment=32)
+    with pytest.raises(PlanishError, match="bytes of shared memory"):
+        kernel.program(graph, torch.randn(graph.num_cols, 64), graph.value, Fused(), setting)
 
 
 @pytest.mark.skipif(libraries.load("nvrtc") is None, reason="no NVRTC, which torch's CUDA wheels bring")
 @pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize("dtype", STORAGE)
 def test_sources_compile_for_gpus(arch: int, dtype: torch.dtype) -> None:
-    vec = 16 // dtype.itemsize
-    for name, setting in (*NAMED.items(), ("fixed", FIXED)):
-        for source in ("spmm", "sddmm"):
-            macros = kernel.defines(
-                setting, dtype, vec, values=1, wide=name == "fixed", width=100,
-                fused=Fused(ONE, ONE, ONE, relu=True),
-            )  # fmt: skip
-            assert nvrtc.build(source_of(source), defines=macros, arch=arch)
+    everything = Fused(ONE, ONE, ONE, relu=True)
+    for setting, wide in (
+        (FIXED, True),
+        (NAMED["256 B, chunks of 32k"], False),
+        (NAMED["512 B, flat"], False),
+    ):
+        vec = 16 // dtype.itemsize
+        macros = kernel.defines(setting, dtype, vec, values=1, wide=wide, width=100, fused=everything)
+        assert nvrtc.build(source("spmm"), defines=macros, arch=arch)
+    assert nvrtc.build(source("sddmm"), defines=macros, arch=arch)
+    lists = {"INDEX": "long long", "CHUNK": 4096, "SEGMENT": 256, "SHORT": 16, "ROW_COST": 4}
+    assert nvrtc.build(source("work"), defines=lists, arch=arch)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from planish_accelgcn.work import Work, work
 from planish_graph.graph import Graph, row_pointer
 
-SIZES = [(256, 64, 8), (512, 32, 0), (4096, 512, 32)]
+SIZES = [(256, 64, 8), (512, 32, 0), (832, 256, 16), (4096, 512, 32)]
 
 
 def covered(graph: Graph, lists: Work, segment: int, short: int) -> torch.Tensor:

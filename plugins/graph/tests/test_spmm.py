@@ -202,5 +202,10 @@ def test_operators_find_their_graph_while_it_lives() -> None:
     assert same.degrees is graph.degrees, "what was derived is shared"
     assert found(plan.t_indptr, plan.t_indices, None, 7) is not None
     assert found(plan.indptr, plan.indices, plan.value, 31) is None
+    graph.indices = graph.indices.clone()
+    graph.plan()
+    assert found(plan.indptr, plan.indices, plan.value, 30) is None, "the tensors were exchanged"
+    plan = graph.plan()
+    assert found(plan.indptr, plan.indices, plan.value, 30) is not None
     del graph, same
     assert found(plan.indptr, plan.indices, plan.value, 30) is None

@@ -74,9 +74,8 @@ class Product:
         self.width, self.rows, self.threads = x.shape[1], graph.num_rows, setting.threads
         line = self.width * x.element_size()
         largest = max(graph.num_edges * 4, graph.num_cols * line, self.rows * line)
-        macros = defines(
-            setting, x.dtype, vec, values=values, wide=largest >= 1 << 32, width=self.width, fused=fused
-        )  # fmt: skip
+        wide = largest >= 1 << 32
+        macros = defines(setting, x.dtype, vec, values=values, wide=wide, width=self.width, fused=fused)
         module = nvrtc.compile(source("spmm"), defines=macros, device=x.device)
         tile = macros["LANES"] * vec
         tiles = -(-self.width // tile)
@@ -103,14 +102,13 @@ class Product:
 
     def __call__(self, x: Tensor, value: Tensor | None, fused: Fused) -> Tensor:
         out = x.new_empty(self.rows, self.width)
-        pieces = torch.empty(self.pieces * self.width, device=out.device) if self.pieces else None
+        number = self.pieces * self.width
+        pieces = torch.empty(number, dtype=torch.float32, device=out.device) if number else None
         operands = (self.columns, value, fused.column_scale, fused.row_scale, fused.bias, x, out)
         if len(self.lists) == 1:
             self.kernel(self.grid, self.threads, *self.lists, *operands, *self.sizes)
             return out
-        self.kernel(
-            self.grid, self.threads, *self.lists, *operands, pieces, *self.sizes, shared=self.shared
-        )  # fmt: skip
+        self.kernel(self.grid, self.threads, *self.lists, *operands, pieces, *self.sizes, shared=self.shared)
         if pieces is not None:
             threads = min(256, -(-self.width // WARP) * WARP)
             grid = len(self.giants), -(-self.width // threads), 1
@@ -129,7 +127,7 @@ def edge_gradient(
     setting = replace(SDDMM, line=lanes * vec * size)
     fused = Fused(row_scale, column_scale)
     macros = defines(setting, x.dtype, vec, values=0, wide=False, width=width, fused=fused)
-    out = torch.empty(graph.num_edges, device=x.device)
+    out = torch.empty(graph.num_edges, dtype=torch.float32, device=x.device)
     nvrtc.compile(source("sddmm"), defines=macros, device=x.device)["sddmm"](
         len(lists.chunks), setting.threads, lists.tasks, lists.chunks, graph.columns32(), row_scale, column_scale,
         grad, x, out, width * size, nvrtc.i32(width),

@@ -68,7 +68,7 @@ def spmm(
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     exact = torch.promote_types(x.dtype, torch.float32)
-    vectors = [None if v is None else v.to(exact) for v in (row_scale, column_scale, bias)]
+    vectors = [None if v is None else v.to(exact).contiguous() for v in (row_scale, column_scale, bias)]
     deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
     out: Tensor = torch.ops.planish_accelgcn.spmm(
         *graph.plan(), *vectors, x, reduce == "mean", act == "relu", deterministic

@@ -145,9 +145,10 @@ __device__ __forceinline__ void finish(const Finish& to, int row, int degree, co
 }
 
 // tasks: int4 (row, first entry after the chunk's, entries, slot or -1), long ones first, in each chunk.
-// chunks: 8 ints (first entry, 64 bits; first task; tasks of a warp each; tasks in all; first cut row; cut rows; piece).
-// cuts: int4 (row, first slot, slots, degree): rows whose sum is put together from slots in shared memory. In a chunk
-// that is a piece of a gigantic row (piece >= 0) that sum goes to `pieces`, [piece, width] fp32, and `join` adds them up.
+// chunks: 8 ints (first entry, 64 bits; first task; tasks of a warp each; tasks in all; first cut row; cut rows;
+// piece). cuts: int4 (row, first slot, slots, degree): rows whose sum is put together from slots in shared memory. In a
+// chunk that is a piece of a gigantic row (piece >= 0) that sum goes to `pieces`, [piece, width] fp32, and `join` adds
+// them up.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) spmm(
     const int4* tasks, const int4* chunks, const int4* cuts, const int* columns, const weight_type* values,
     const float* column_scale, const float* row_scale, const float* bias, const char* x, char* out, float* pieces,

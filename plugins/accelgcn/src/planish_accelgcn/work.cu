@@ -1,9 +1,9 @@
 // Work lists of spmm.cu and sddmm.cu, one chunk a block; what they hold is said in work.py.
 //
 // Compiled for INDEX (the type of indptr) and CHUNK, SEGMENT, SHORT, ROW_COST.
-// Row r begins at indptr[r] + ROW_COST r on a scale of work, and belongs to the chunk of length CHUNK that this lies in. A
-// row of more than 2 CHUNK entries leaves at least one chunk in which no row begins: these take its pieces. Places in the
-// lists follow from indptr in the same way, with gaps, so that no block has to know what others count.
+// Row r begins at indptr[r] + ROW_COST r on a scale of work, and belongs to the chunk of length CHUNK that this lies in.
+// A row of more than 2 CHUNK entries leaves at least one chunk in which no row begins: these take its pieces. Places in
+// the lists follow from indptr in the same way, with gaps, so that no block has to know what others count.
 
 typedef long long wide;
 
@@ -42,14 +42,15 @@ struct Cut {
     }
 };
 
-__device__ void record(int4* chunks, wide base, wide first_task, int whole, int all, wide first_cut, int cuts, int piece) {
+__device__ void record(int4* chunks, wide base, wide first_task, int whole, int all, wide first_cut, int cuts,
+                       int piece) {
     chunks[2 * blockIdx.x] = make_int4((int)base, (int)(base >> 32), (int)first_task, whole);
     chunks[2 * blockIdx.x + 1] = make_int4(all, (int)first_cut, cuts, piece);
 }
 
 // A piece of the gigantic row before `next`, if there is one; by one thread.
-__device__ void piece_of(const INDEX* indptr, int next, int4* tasks, int4* chunks, int4* cuts, wide row_cuts, int4* giants,
-                         int* totals) {
+__device__ void piece_of(const INDEX* indptr, int next, int4* tasks, int4* chunks, int4* cuts, wide row_cuts,
+                         int4* giants, int* totals) {
     const int row = next - 1;
     const int degree = row < 0 ? 0 : (int)(indptr[next] - indptr[row]);
     if (degree <= 2 * CHUNK) return record(chunks, 0, 0, 0, 0, 0, 0, -1);

@@ -53,7 +53,7 @@ def work(graph: Graph, chunk: int, segment: int, short: int) -> Work:
     """Work lists of ``graph``, kept on it.
 
     Args:
-        chunk: work of a thread block, in entries; rows of more than twice as many are gigantic. A multiple of segment.
+        chunk: work of a thread block, in entries; rows of more than twice as many are gigantic.
         segment: most entries that a warp takes at once; a multiple of 32.
         short: rows up to so many entries share a warp.
 

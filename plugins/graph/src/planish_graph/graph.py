@@ -258,7 +258,7 @@ def found(indptr: Tensor, indices: Tensor, value: Tensor | None, num_cols: int) 
     is given plain tensors, gets at what was derived from the graph."""
     key = _place(indptr, indices, num_cols)
     cache = None if key is None else _live.get(key)
-    if cache is None:
+    if cache is None or _place(cache.indptr, cache.indices, cache.num_cols) != key:  # exchanged since
         return None
     return _view(cache.indptr, cache.indices, value, cache)
 

@@ -121,7 +121,7 @@ class Sliced:
         ``x`` is [chips, N, C], the kept inputs as the word lines see them.
         """
         found = torch.stack([total.clone() for _, _, total in self._codes(x)])
-        return found.unflatten(0, self.first.shape[:2])
+        return found.view(*self.first.shape[:2], *found.shape[1:])
 
     def _codes(self, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
         """(array, slice, codes [chips, N, R]) one after the other; the memory is used again, so that it stays in the cache."""
