@@ -9,6 +9,8 @@ from typing import Any
 from planish.charts import bars
 
 ROOT = Path(__file__).resolve().parent
+CHARTED = 24
+"""Most rows of a table that also gets a chart; a longer one could not be read."""
 HEAD = """# Benchmarks
 
 Figures as they were measured, from the files in `benchmarks/results/`. Ratios are ours over the peer's, from one run.
@@ -22,7 +24,7 @@ def page(files: list[Path]) -> str:
 
 
 def section(data: dict[str, Any], name: str) -> str:
-    """One result file: heading, command, table, and a chart of the ratios."""
+    """One result file: heading, command, table, and, where it is short, a chart of the ratios."""
     rows = data["rows"]
     lines = [f"## {data['benchmark']}", "", f"`{rows[0]['command']}` on {rows[0]['device']} ({name})", ""]
     lines += [f"{data['note']}", ""] if data.get("note") else []
@@ -36,8 +38,10 @@ def section(data: dict[str, Any], name: str) -> str:
             f"| {row['metric']} | {ours} | {row['peer']} | {theirs} | {row['ratio']:.3g} "
             f"| {row['bar'] or ''} | {words[row['holds']]} |"
         )
-    chart = bars("ours over the peer's", [(r["metric"], r["ratio"], f"{r['ratio']:.2f}") for r in rows])
-    return "\n".join([*lines, "", chart, ""])
+    if len(rows) <= CHARTED:
+        drawn = [(r["metric"], r["ratio"], f"{r['ratio']:.2f}") for r in rows]
+        lines += ["", bars("ours over the peer's", drawn)]
+    return "\n".join([*lines, ""])
 
 
 def main() -> None:
