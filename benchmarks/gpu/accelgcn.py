@@ -38,7 +38,7 @@ from planish_graph.graph import Graph
 from planish_graph.spmm import spmm
 
 BOUND = {torch.float32: 1e-5, torch.float16: 6e-4, torch.bfloat16: 5e-3}
-COMMAND = "python benchmarks/gpu/accelgcn.py"
+COMMAND = "python benchmarks/gpu/accelgcn.py --data FOLDER --out FILE"
 CHECKED = (
     Setting(chunk=2048, segment=128, blocks=1),
     Setting(line=256, chunk=4096, segment=64, threads=128, blocks=1, unroll=2),
@@ -50,7 +50,9 @@ Run = Callable[[], Tensor]
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, default=Path(".device"))
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder that holds graphs/degree_histograms.npz"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--quick", action="store_true", help="graphs of 2 %% of their size")
     parser.add_argument("--graphs", default=",".join((*LOGNORMAL, *HISTOGRAMS)))
