@@ -88,6 +88,10 @@ def test_whatever_else_changes_is_traced_anew(change):
     key = trace._key(same, examples, ())
     assert key is not None
     assert trace._key(Net().eval(), examples, ()) == key
+    same.settings = {"_name_or_path": "here", "name": 1}
+    changed.settings = {"_name_or_path": "there", "name": 1}
+    assert trace._key(changed, examples, ()) == trace._key(same, examples, ()) != key
+    key = trace._key(changed, examples, ())
     change(changed)
     assert trace._key(changed, examples, ()) != key
 

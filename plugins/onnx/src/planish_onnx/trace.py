@@ -25,6 +25,8 @@ _kept: dict[Hashable, ir.Model] = {}
 
 _PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _OWN = frozenset(vars(nn.Module()))
+_ORIGIN = frozenset(("name_or_path", "_name_or_path", "transformers_version"))
+"""Where a model was loaded from and what wrote it, which say nothing about the model."""
 
 
 def trace(
@@ -112,7 +114,7 @@ def _parts(model: nn.Module, code: list[Hashable]) -> Iterator[Any]:
         code.append(type(module))
         yield name, module.training
         for key, value in vars(module).items():
-            if key not in _OWN:
+            if key not in _OWN | _ORIGIN:
                 yield key, _attribute(value, code)
 
 
@@ -130,7 +132,8 @@ def _attribute(value: Any, code: list[Hashable], depth: int = 0) -> Any:
         raise _Unknown
     code.append(type(value))
     if isinstance(value, Mapping):
-        return [(_attribute(k, code, depth + 1), _attribute(v, code, depth + 1)) for k, v in value.items()]
+        items = [(k, v) for k, v in value.items() if k not in _ORIGIN]
+        return [(_attribute(k, code, depth + 1), _attribute(v, code, depth + 1)) for k, v in items]
     if isinstance(value, (list, tuple)):
         return [_attribute(item, code, depth + 1) for item in value]
     if isinstance(value, (set, frozenset)):
