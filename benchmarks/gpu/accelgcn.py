@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import statistics
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -69,7 +70,7 @@ def main() -> None:
     def part(name: str, run: Callable[[], Any]) -> None:
         try:
             record[name] = run()
-        except Exception:
+        except Exception:  # the other parts still run; the exit status tells
             record["failed"].append({"part": name, "text": traceback.format_exc()[-1500:]})
             print(name, traceback.format_exc()[-800:], flush=True)
         record["seconds"] = round(time.perf_counter() - began, 1)
@@ -96,6 +97,9 @@ def main() -> None:
     for row in record["rows"]:
         if "geometric" in row["metric"]:
             print(row["metric"], round(row["value"], 3), row["holds"], flush=True)
+    bad = record.get("checks", {}).get("bad", []) + record.get("operators", {}).get("failed", [])
+    if record["failed"] or bad:
+        sys.exit(f"{len(record['failed'])} parts and {len(bad)} checks failed; see {options.out}")
     print("OK", flush=True)
 
 
@@ -381,8 +385,8 @@ def operators() -> dict[str, Any]:
         for name, way in ways.items():
             try:
                 y = way(*leaves)
-            except Exception:
-                found[f"{dtype} {name}"] = traceback.format_exc()[-600:]
+            except Exception:  # the other parts still run; the exit status tells
+                found.setdefault("failed", []).append(f"{dtype} {name}: {traceback.format_exc()[-600:]}")
                 continue
             grads = torch.autograd.grad((y * weights).sum(), leaves)
             pairs = zip((y, *grads), (wanted, *(t.grad for t in exact)), strict=True)

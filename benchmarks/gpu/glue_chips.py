@@ -8,6 +8,7 @@ import dataclasses
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -285,6 +286,14 @@ def one_by_one(arguments: argparse.Namespace, work: Callable[[str, Save], None])
         if time.time() - begin < arguments.seconds:
             work(name, save)
             print(f"{name}: {time.time() - begin:.1f} s", flush=True)
+    failed = [
+        f"{name}, {part.removesuffix(': error')}"
+        for name in arguments.only
+        for part in results.get(name, {})
+        if part.endswith(": error")
+    ]
+    if failed:
+        sys.exit(f"failed: {'; '.join(failed)}; see {arguments.out}")
 
 
 def options(names: list[str]) -> argparse.Namespace:

@@ -371,7 +371,8 @@ def speed(device: str, quick: bool, keep: Callable[[Result], None]) -> Result:
         for name, part in _parts_of_speed(model, ids, rounds, device).items():
             try:
                 found[name] = part()
-            except Exception:
+            except Exception:  # the other parts still run, and what failed does not hold
+                result["holds"] = False
                 found[f"traceback, {name}"] = traceback.format_exc()
             keep(result)
             _clean(device)
@@ -610,6 +611,7 @@ def main() -> None:
         "toy": lambda keep: toy(options.data, device, quick),
         "compare": lambda keep: compare(options.data, budget, device, keep, until, earlier),
     }
+    failed: list[str] = []
     for name, program in programs.items():
         if name not in wanted and name.partition("_")[0] not in wanted:
             continue
@@ -618,13 +620,16 @@ def main() -> None:
         try:
             found = program(write)
             state = "OK" if found.get("holds", True) else "DOES NOT HOLD"
-        except Exception:
+        except Exception:  # the other parts still run; the exit status tells
             found = {**result["parts"].get(name, {}), "traceback": traceback.format_exc()}
             state = found["traceback"]
         found["seconds"] = time.perf_counter() - start
         write(found)
+        failed += [name] if state != "OK" else []
         print(f"{name}: {state} ({found['seconds']:.1f} s)", flush=True)
         _clean(device)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; see {options.out}")
 
 
 def _name(device: str) -> str:

@@ -151,7 +151,7 @@ def _product_case(
     where = f"{name}, width {width}, k {k}, {dtype}"
     try:
         return [(part, where, dtype, error) for part, error in _product_errors(on, width, k, dtype)]
-    except Exception:
+    except Exception:  # an infinite error is a failed case
         return [("error", f"{where}: {reason()}", dtype, math.inf)]
 
 
@@ -221,7 +221,7 @@ def check_interface(how: str) -> Result:
                 if how == "auto":
                     rows = maxk(torch.randn(graph.num_cols, 256, device=GPU).to(dtype), 16)
                     found["chosen"][where] = choose(graph.to(GPU), rows)
-            except Exception:
+            except Exception:  # the other cases still run; `failed` becomes the exit status
                 found["failed"].append(f"{where}: {reason()}")
     return found
 
@@ -546,10 +546,12 @@ def run_part(name: str, options: argparse.Namespace) -> None:
             found[key] = value
             options.out.write_text(json.dumps(found))
             print(f"{time.time() - start:6.1f} s  {name}: {key} {json.dumps(value)[:300]}", flush=True)
-    except Exception:
+    except Exception:  # what was found before is kept; the exit status tells
         found["error"] = reason()
         traceback.print_exc()
     options.out.write_text(json.dumps({**found, "seconds": time.time() - start}))
+    cases = [value for value in found.values() if isinstance(value, dict) and value.get("failed")]
+    sys.exit("error" in found or bool(cases))
 
 
 def main() -> None:
@@ -574,6 +576,7 @@ def main() -> None:
         "triton": getattr(kernels.triton, "__version__", "") if kernels.AVAILABLE else None,
         "python": platform.python_version(),
     }
+    failed: list[str] = []
     for part in options.parts.split(","):
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "part.json"
@@ -593,7 +596,10 @@ def main() -> None:
             result[part] = json.loads(out.read_text()) if out.is_file() else {}
             if code:
                 result[part]["exit code"] = code
+                failed.append(part)
         options.out.write_text(json.dumps(result, indent=1))
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; see {options.out}")
 
 
 if __name__ == "__main__":

@@ -103,10 +103,12 @@ def main() -> None:
                 result["settings"].append(found)
                 line = {n: found[n] for n in ("graph", "kind", "width", "k", "mean", "deviation", "seconds")}
                 print(f"{time.time() - start:6.1f} s  {json.dumps(line)}", flush=True)
-            except Exception:
+            except Exception:  # the other settings still run; the exit status tells
                 result["failed"].append({"job": running[done], "error": traceback.format_exc()[-1500:]})
                 print(f"failed: {running[done]} {result['failed'][-1]['error']}", flush=True)
             options.out.write_text(json.dumps({**result, "seconds": time.time() - start}))
+    if result["failed"]:
+        sys.exit(f"{len(result['failed'])} settings failed; see {options.out}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import copy
 import json
 import platform
 import statistics
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -269,11 +270,13 @@ def main() -> None:
         try:
             part(options.device, options.quick, found, save)
             print(f"{part.__name__}: OK, {time.perf_counter() - begin:.1f} s", flush=True)
-        except Exception:
+        except Exception:  # the other parts still run; the exit status tells
             found["error"] = traceback.format_exc()
             print(f"{part.__name__}: {traceback.format_exc()}", flush=True)
         found["seconds"] = time.perf_counter() - begin
         save()
+    if failed := [name for name, found in result.items() if isinstance(found, dict) and "error" in found]:
+        sys.exit(f"failed: {', '.join(failed)}; see {options.out}")
 
 
 if __name__ == "__main__":

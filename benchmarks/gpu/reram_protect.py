@@ -88,7 +88,7 @@ class Run:
             begin = time.time()
             try:
                 part()
-            except Exception:
+            except Exception:  # the other parts still run; `one_by_one` turns it into the exit status
                 self.results[f"{part.__name__}: error"] = traceback.format_exc()
             self.results["seconds"][part.__name__] = time.time() - begin
             self.save()
