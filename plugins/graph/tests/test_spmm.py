@@ -126,7 +126,7 @@ def test_dispatcher_keeps_the_fastest_correct_candidate_until_the_graph_changes(
         return torch.zeros(50, 8)
 
     def missing(graph: Graph, x: Tensor) -> Tensor:
-        raise NotImplementedError("no such type")
+        raise NotImplementedError("no such type")  # as torch's libraries do; the dispatcher has to reject it
 
     quick = Candidate(
         "quick", lambda graph, x: lambda: csr_product(graph.indptr, graph.indices, graph.value, x)
