@@ -577,7 +577,7 @@ def main() -> None:
     parser.add_argument(
         "--parts",
         default="check,speed,toy,compare",
-        help="check and all its parts, or some of them by name; everything: all number formats",
+        help="check and all its parts, or some of them by name; everything: all number formats; again: the comparison's verdict on other seeds",
     )
     parser.add_argument(
         "--seconds", type=float, default=180, help="compare: start nothing that would end later"
@@ -610,6 +610,9 @@ def main() -> None:
         "check_sweep": lambda keep: check_sweep(device, "everything" in wanted),
         "toy": lambda keep: toy(options.data, device, quick),
         "compare": lambda keep: compare(options.data, budget, device, keep, until, earlier),
+        "again": lambda keep: compare(
+            options.data, Budget.smoke() if quick else Budget.again(), device, keep, until
+        ),
     }
     failed: list[str] = []
     for name, program in programs.items():

@@ -240,7 +240,7 @@ def test_rates_beyond_the_first_that_explodes_are_not_chosen() -> None:
 
 
 def test_verdict_and_curves_of_a_comparison(tmp_path: Path) -> None:
-    def entry(final: float, tuning: float) -> dict[str, Any]:
+    def entry(final: float, tuning: float, averaged: float = 0.0) -> dict[str, Any]:
         tasks = ("sst2", "cb")
         seeds = [final, final + 0.01, final - 0.01]
         objective = {"sst2": seeds, "cb": [v + 0.005 * (i - 1) for i, v in enumerate(seeds)]}
@@ -248,10 +248,10 @@ def test_verdict_and_curves_of_a_comparison(tmp_path: Path) -> None:
         return {
             "lr": dict.fromkeys(tasks, 1e-4),
             "tuning": rates,
-            "averaged tuning": rates,
+            "averaged tuning": {key: [v + averaged for v in values] for key, values in rates.items()},
             "steady": {key: [True, True] for key in tasks},
             "objective": objective,
-            "averaged objective": objective,
+            "averaged objective": {key: [v + averaged for v in values] for key, values in objective.items()},
             "curve forwards": [0, 4, 8],
             "curve objective": {key: [1.0, 0.9, final] for key in tasks},
             "curve accuracy": {key: [0.5, 0.6, 0.7] for key in tasks},
@@ -270,6 +270,15 @@ def test_verdict_and_curves_of_a_comparison(tmp_path: Path) -> None:
     assert found["m"]["holds"]
     result["m"][ours] = entry(0.7, 0.5)
     assert verdict(result, budget)["averaged"]["m"]["worse"] == ["sst2", "cb"]
+    result["m"] |= {MEZO: entry(0.6, 0.6, averaged=0.2), ours: entry(0.7, 0.5, averaged=-0.2)}
+    assert verdict(result, budget)["last"]["m"]["worse"] == ["sst2", "cb"]
+    either = verdict(result, budget)["either"]  # MeZO by its last weights, ours by their mean
+    assert (either["weights"], either["m"]["weights of MeZO"]["cb"], either["m"]["holds"]) == (
+        "averaged",
+        "last",
+        True,
+    )
+    assert either["m"]["difference and standard error"]["sst2"][0] == pytest.approx(-0.1)
     result["m"][ours]["steady"]["cb"] = [False, True]  # no rate can be relied on
     result["m"][ours]["steady"]["sst2"] = [False, True]
     assert verdict(result, budget)["last"]["best of ours on the tuning seeds"] == other

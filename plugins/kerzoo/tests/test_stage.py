@@ -217,7 +217,7 @@ def test_a_comparison_is_continued_and_keeps_to_its_time(shared: Path) -> None:
     assert result["stories260k"][MEZO] == earlier["stories260k"][MEZO]
     assert result["bar"]["last"]["best of ours on the tuning seeds"] == "leave-one-out, n=4"
     rows = list(table(result, budget, "this", "command"))
-    assert len(rows) == 3 * 3
+    assert len(rows) == 1 + 3 * 3
     assert sum(row.bar is not None for row in rows) == 1
     with pytest.raises(DataError, match="other seeds"):
         compare(shared, dataclasses.replace(budget, seeds=(1, 2)), "cpu", earlier=earlier)

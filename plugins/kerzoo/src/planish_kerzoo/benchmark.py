@@ -26,7 +26,7 @@ from planish_kerzoo.contest import ADAMW, AUTHORS, ESTIMATORS, EXPLODED, MEZO, B
 from planish_kerzoo.population import Curves, Population, Run
 from planish_kerzoo.prompts import load
 from planish_kerzoo.stacked import StackedLlama
-from planish_kerzoo.verdict import best_stable, verdict
+from planish_kerzoo.verdict import BEST, best_stable, verdict
 
 COMMAND = "planish bench kerzoo"
 
@@ -196,23 +196,32 @@ def rows(*, quick: bool = False) -> Iterator[Row]:
 
 
 def table(result: dict[str, Any], budget: Budget, device: str, command: str) -> Iterator[Row]:
-    """The rows of a comparison."""
-    best = result["bar"]["last"]["best of ours on the tuning seeds"]
+    """The rows of a comparison: the verdict's final objectives, which have the bar, then every estimator's."""
+
+    def row(
+        metric: str, unit: str, ours: list[float], mezo: list[float], bar: tuple[str, float] | None = None
+    ) -> Row:
+        return Row(
+            metric=metric,
+            value=statistics.mean(ours),
+            unit=unit,
+            peer="MeZO",
+            peer_value=statistics.mean(mezo),
+            bar=bar,
+            device=device,
+            command=command,
+            spread=statistics.stdev(ours) / len(ours) ** 0.5,
+        )
+
+    either = result["bar"]["either"]
     for model, plan in budget.plans.items():
+        for task, both in either[model]["final objectives"].items():
+            title = f"{model}, {task}: final objective, {either[BEST]}, {either['weights']} weights"
+            yield row(title, "nats", *both, ("<=", 1.0))
         for task in budget.tasks:
             for name, found in result[model].items():
                 if name == MEZO or not isinstance(found, dict) or "objective" not in found:
                     continue
                 for metric, unit in (("objective", "nats"), ("averaged objective", "nats"), ("accuracy", "")):
-                    ours, mezo = (result[model][n][metric][task] for n in (name, MEZO))
-                    yield Row(
-                        metric=f"{model}, {task}: {metric} after {plan.forwards} forwards, {name}",
-                        value=statistics.mean(ours),
-                        unit=unit,
-                        peer="MeZO",
-                        peer_value=statistics.mean(mezo),
-                        bar=("<=", 1.0) if name == best and metric == "objective" else None,
-                        device=device,
-                        command=command,
-                        spread=statistics.stdev(ours) / len(ours) ** 0.5,
-                    )
+                    title = f"{model}, {task}: {metric} after {plan.forwards} forwards, {name}"
+                    yield row(title, unit, *(result[model][n][metric][task] for n in (name, MEZO)))

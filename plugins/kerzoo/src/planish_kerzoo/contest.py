@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from planish_kerzoo.estimator import Estimator
 from planish_kerzoo.noise import Distribution
@@ -23,14 +23,14 @@ class Entry:
 ESTIMATORS: dict[str, Entry] = {
     MEZO: Entry(Estimator("mezo")),
     KERZOO: Entry(Estimator("order3")),
-    "leave-one-out, n=4": Entry(Estimator("mezo", n=4, sides=1)),
+    "leave-one-out, n=8, normalized": Entry(Estimator("mezo", n=8, sides=1, normalize=True, scale=10.0)),
     "leave-one-out, n=8": Entry(Estimator("mezo", n=8, sides=1)),
-    "nodes 3": Entry(Estimator("nodes3", rho=4.0)),
-    "order 1": Entry(Estimator("order1")),
+    "leave-one-out, n=4": Entry(Estimator("mezo", n=4, sides=1)),
     "FZOO-like": Entry(
         Estimator("mezo", n=8, sides=1, baseline="unperturbed", normalize=True, scale=10.0), "rademacher"
     ),
-    "leave-one-out, n=8, normalized": Entry(Estimator("mezo", n=8, sides=1, normalize=True, scale=10.0)),
+    "nodes 3": Entry(Estimator("nodes3", rho=4.0)),
+    "order 1": Entry(Estimator("order1")),
     AUTHORS: Entry(Estimator("order3", n=3, scale=4.0, fixed_argument=True), per_tensor=True),
     "nodes 3, n=2, fixed": Entry(Estimator("nodes3", n=2, sampling="fixed", rho=4.0)),
     "nodes 5": Entry(Estimator("nodes5", rho=8.0)),
@@ -41,11 +41,18 @@ ESTIMATORS: dict[str, Entry] = {
 tenth of the others or less, so that C = 10 brings their best rates into the same grid. The authors' interval shrinks over the run;
 their clip, which nothing here reaches, and their averaging are left out."""
 
-OURS = ("leave-one-out, n=4", "leave-one-out, n=8", "nodes 3", "nodes 5", "nodes 3, n=2, fixed")
-"""The estimators that are our own and unbiased up to the order that they name. The best of them is chosen on the tuning seeds,
-one for all models and tasks, and judged on the others."""
+OURS = (
+    "leave-one-out, n=8, normalized",
+    "leave-one-out, n=8",
+    "leave-one-out, n=4",
+    "nodes 3",
+    "nodes 5",
+    "nodes 3, n=2, fixed",
+)
+"""The estimators that are our own. All are unbiased up to the order that they name, but for the normalized one, whose length the
+losses of the step decide. The best of them is chosen on the tuning seeds, one for all models and tasks, and judged on the others."""
 
-EPS_SWEEP = (MEZO, KERZOO, "leave-one-out, n=8")
+EPS_SWEEP = (MEZO, KERZOO, "leave-one-out, n=8, normalized")
 EXPLODED = 3.0
 """A run whose loss on any batch was that much, in nats, above where its objective began has exploded, however it ends: weights
 that are large enough make all label words equally likely, which may be a lower loss than the start."""
@@ -69,7 +76,7 @@ class Budget:
 
     plans: dict[str, Plan]
     tasks: tuple[str, ...] = tuple(TASKS)
-    seeds: tuple[int, ...] = (10, 11, 12, 13, 14)
+    seeds: tuple[int, ...] = (30, 31, 32, 33, 34)
     batch: int = 16
     eps: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
     sizes: dict[str, int] = field(default_factory=dict)
@@ -77,14 +84,23 @@ class Budget:
 
     @classmethod
     def full(cls) -> Budget:
-        grid = tuple(1e-5 * 10 ** (k / 3) for k in range(6))
-        first, rest = list(ESTIMATORS)[:4], list(ESTIMATORS)[4:]
+        grid, tuning = tuple(1e-5 * 10 ** (k / 3) for k in range(7)), (300, 301, 302)
+        first, rest = list(ESTIMATORS)[:6], list(ESTIMATORS)[6:]
         return cls(
             {
-                "stories260k": Plan(1200, grid, (100, 101, 102), (*first, ADAMW, *rest)),
-                "testbed:lm": Plan(1000, grid, (100, 101), (*first, ADAMW), 48),
+                "stories260k": Plan(1200, grid, tuning, (*first, ADAMW, *rest)),
+                "testbed:lm": Plan(1000, grid, tuning, (*first, ADAMW), 48),
             }
         )
+
+    @classmethod
+    def again(cls) -> Budget:
+        """MeZO and the estimator that `full` chose, tuned and run on other seeds: for rules that were set after a look at `full`."""
+        full, two = cls.full(), (MEZO, OURS[0])
+        plans = {
+            model: replace(plan, tuning=(400, 401, 402), estimators=two) for model, plan in full.plans.items()
+        }
+        return replace(full, plans=plans, seeds=(40, 41, 42, 43, 44), eps=full.eps[:1], evaluations=4)
 
     @classmethod
     def quick(cls) -> Budget:
