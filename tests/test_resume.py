@@ -57,43 +57,31 @@ def kill_when(recipe: Path, out: Path, text: str) -> None:
     )
 
 
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
     """A recipe over three blocks, wide enough that a stage can be killed between two of them."""
-    folder = tmp_path_factory.mktemp("resume")
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=96, hidden_size=256, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4
     )
     for part in (LlamaForCausalLM(config), character_tokenizer()):
-        part.save_pretrained(folder / "model")
+        part.save_pretrained(tmp_path / "model")
     text = {"kind": "language-modelling", **tiny_task().model_dump(mode="json", exclude_none=True)}
-    path = folder / "recipe.yaml"
+    path = tmp_path / "recipe.yaml"
     path.write_text(
-        yaml.safe_dump({"planish": 1, "source": str(folder / "model"), "task": text, "stages": STAGES})
+        yaml.safe_dump({"planish": 1, "source": str(tmp_path / "model"), "task": text, "stages": STAGES})
     )
     return path
 
 
-@pytest.fixture(scope="module")
-def whole(recipe: Path) -> str:
-    """Digest of a run that nobody disturbed."""
-    return finish(recipe, recipe.parent / "whole")
-
-
-def test_killed_inside_a_stage(recipe: Path, whole: str, tmp_path: Path) -> None:
+def test_killed_inside_a_stage_and_then_between_stages(recipe: Path, tmp_path: Path) -> None:
+    whole = finish(recipe, tmp_path / "whole")  # nobody disturbs this one
     out = tmp_path / "run"
     kill_when(recipe, out, '"done": 2')
     assert next(path.name for path in out.glob("01-*")).endswith(".tmp")
-    assert finish(recipe, out) == whole
-    (record,) = [json.loads(path.read_text()) for path in out.glob("01-*/record.json")]
-    assert record["resumed_units"] >= 2
-
-
-def test_killed_between_stages(recipe: Path, whole: str, tmp_path: Path) -> None:
-    out = tmp_path / "run"
     kill_when(recipe, out, '"02 onnx"')
     (first,) = [path for path in out.glob("01-*") if path.suffix != ".tmp"]
+    assert json.loads((first / "record.json").read_text())["resumed_units"] >= 2
     written = (first / "record.json").stat().st_mtime_ns
     assert finish(recipe, out) == whole
     assert (first / "record.json").stat().st_mtime_ns == written, "the finished stage was run again"

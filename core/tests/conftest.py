@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import shutil
 import sys
@@ -59,7 +60,9 @@ def few_rounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setattr(runner, "compare", functools.partial(compare.compare, rounds=3))
+    gc.freeze()  # the collection after each measurement passes over what is there by now
     yield
+    gc.unfreeze()
     torch.set_num_threads(threads)
 
 

@@ -11,8 +11,10 @@ import sysconfig
 import tomllib
 import venv
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given, settings
@@ -25,6 +27,7 @@ from planish_sdk.scaffold import create
 SDK = Path(__file__).parents[1]
 TEMPLATE = SDK / "src" / "planish_sdk" / "template"
 KINDS = tuple(KIND_HOOKS)
+CLI = "planish.cli.app"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -135,17 +138,28 @@ def test_the_wheel_holds_template_and_kit(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.model if kind == "pruner" else ()) for kind in KINDS]
-)
-def test_a_new_plugin_passes_in_a_fresh_environment(kind: str, tmp_path: Path) -> None:
-    """Render, build, install, list, check; then the tests that the plugin brings itself."""
+@dataclass(frozen=True)
+class Fresh:
+    """An environment that held nothing before one new plugin of each kind was built and installed into it."""
+
+    folder: Path
+    python: Path
+    projects: dict[str, Path]
+
+    def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTEST_ADDOPTS": "-p no:cacheprovider"}
+        whole = [self.python, "-m", *command]
+        return subprocess.run(whole, capture_output=True, text=True, env=environment, cwd=self.folder)
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Fresh:
     pytest.importorskip("hatchling")
-    project = create("brand-new", tmp_path, kind)
-    wheel = _wheel(project, tmp_path / "wheels")
-    venv.create(tmp_path / "fresh", with_pip=False)
-    python = tmp_path / "fresh" / "bin" / "python"
+    folder = tmp_path_factory.mktemp("fresh")
+    projects = {kind: create(f"new-{kind}", folder, kind) for kind in KINDS}
+    wheels = [_wheel(project, folder / "wheels" / kind) for kind, project in projects.items()]
+    venv.create(folder / "environment", with_pip=False)
+    python = folder / "environment" / "bin" / "python"
     found = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         capture_output=True,
@@ -164,25 +178,50 @@ def test_a_new_plugin_passes_in_a_fresh_environment(kind: str, tmp_path: Path) -
         "--quiet",
         "--no-deps",
         "--no-index",
-        wheel,
     ]
-    subprocess.run(install, check=True)
-    environment = {**os.environ, "PYTEST_ADDOPTS": "-p no:cacheprovider"}
+    subprocess.run([*install, *wheels], check=True)
+    return Fresh(folder, python, projects)
 
-    def planish(*command: str) -> subprocess.CompletedProcess[str]:
-        whole = [python, "-m", "planish.cli.app", *command]
-        return subprocess.run(whole, capture_output=True, text=True, env=environment, cwd=tmp_path)
 
-    listed = json.loads(planish("plugins", "--json").stdout)
-    assert "planish-brand-new" in json.dumps(listed)
-    done = planish("check", "planish-brand-new", "--json")
+@pytest.mark.slow
+def test_new_plugins_are_listed_and_checked(fresh: Fresh) -> None:
+    listed = {p["distribution"]: p for p in json.loads(fresh.run(CLI, "plugins", "--json").stdout)["plugins"]}
+    for project in fresh.projects.values():
+        assert listed[project.name]["offers"]
+        assert not listed[project.name]["broken"]
+    done = fresh.run(CLI, "check", "planish-new-pruner", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     outcome = json.loads(done.stdout)
     assert outcome["passed"]
     checks = {check["name"]: check["outcome"] for check in outcome["checks"]}
-    assert checks["brand-new: test_entry_module_is_light"] == "passed"
+    assert checks["new-pruner: test_entry_module_is_light"] == "passed"
     assert sum(outcome == "passed" for outcome in checks.values()) >= 20
 
-    own = [python, "-m", "pytest", "-q", "-k", "not MethodSuite and not TestBrandNew", project]
-    tests = subprocess.run(own, capture_output=True, text=True, env=environment, cwd=project)
-    assert tests.returncode == 0, tests.stdout
+
+@pytest.fixture(scope="module")
+def passed(fresh: Fresh) -> dict[str, set[str]]:
+    """By kind, the tests that a new plugin brings and that pass, from one process that runs them all.
+
+    The suite that ``planish check`` runs is among them.
+    """
+    report = fresh.folder / "report.xml"
+    done = fresh.run("pytest", "-q", f"--junitxml={report}", *fresh.projects.values())
+    assert done.returncode == 0, done.stdout
+    names: dict[str, set[str]] = {kind: set() for kind in KINDS}
+    for case in ElementTree.parse(report).iter("testcase"):
+        if not len(case):  # no child tells of a failure, an error or a skip
+            module, _, suite = case.attrib["classname"].partition(".Test")
+            kind = module.rpartition("test_new_")[2]
+            names[kind].add(f"{'suite: ' if suite else ''}{case.attrib['name']}")
+    return names
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_plugin_passes_in_a_fresh_environment(kind: str, passed: dict[str, set[str]]) -> None:
+    """Rendered, built, installed: its suite passes, and so do the tests of its own."""
+    suite = {name for name in passed[kind] if name.startswith("suite: ")}
+    assert "suite: test_entry_module_is_light" in suite
+    assert len(suite) >= 20
+    assert passed[kind] - suite

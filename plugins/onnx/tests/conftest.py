@@ -1,13 +1,15 @@
-"""Tiny random models, each exported once a session (an export takes seconds)."""
+"""Tiny random models, each exported once a session, whichever worker needs it first (an export takes seconds)."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from planish_onnx.export import export
@@ -133,12 +135,17 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export
         "digits": lambda: (digits(), {"pixels": torch.randn(4, 1, 8, 8)}),
     }
     done: dict[str, Exported] = {}
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent  # workers have a folder each, below the session's
 
     def get(name: str) -> Exported:
         if name not in done:
             model, inputs = families[name]()
-            folder = tmp_path_factory.mktemp(name)
-            export(model, inputs, folder, opset=23 if name == "llama23" else None)
+            folder = place / f"exported-{name}"
+            with FileLock(place / f"exported-{name}.lock"):
+                if not folder.is_dir():  # exports are written whole or not at all
+                    export(model, inputs, folder, opset=23 if name == "llama23" else None)
             done[name] = Exported(model, inputs, folder)
         return done[name]
 

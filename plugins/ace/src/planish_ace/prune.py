@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, cast
 
@@ -194,7 +194,12 @@ def _steps(
         walker = BlockWalker(
             model, windows, device=device, propagate=config.propagate, batch_size=config.batch_size
         )
-        yield from cast("Iterator[Step]", iter(walker))  # its collect returns what our factory made
+        # Its collect returns what our factory made.
+        with closing(cast("Generator[Step]", iter(walker))) as steps:
+            for step in steps:
+                yield step
+                if step.index + 1 == len(walker):
+                    return  # nobody reads what leaves the last block
         return
     path, blocks = find_blocks(model)
     for index, block in enumerate(blocks):

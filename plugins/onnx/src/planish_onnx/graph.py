@@ -13,17 +13,23 @@ from planish_onnx import __version__
 CONSTANT = "constant."
 """Start of the names of tensors that are no weights: shapes, axes, rotary frequencies."""
 
+_RULES = [
+    rule for rule in getattr(rewriter, "_DEFAULT_REWRITE_RULES", ()) if rule.name != "SlicesSplit"
+] or None
+"""onnxscript's rules but the one that reads the whole graph at every node; None, its own list, should that go away."""
+
 
 def simplify(model: ir.Model) -> None:
     """Fold what is constant, drop what is unused; weights keep their names and are never copied.
 
-    This is onnxscript's optimiser without two of its steps. It would fold `Transpose(weight)` into a second,
+    This is onnxscript's optimiser without three of its steps. One takes time that grows with the square of the graph, to
+    join two Slices into a Split. The others: it would fold `Transpose(weight)` into a second,
     nameless tensor, which stores a tied embedding twice; and it would merge weights that happen to be equal.
     """
     passes.InlinePass()(model)
     for _ in range(2):
         optimizer.fold_constants_ir(model, should_fold=_should_fold)
-        rewriter.rewrite(model)
+        rewriter.rewrite(model, _RULES)
         passes.RemoveUnusedNodesPass()(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.CommonSubexpressionEliminationPass()(model)

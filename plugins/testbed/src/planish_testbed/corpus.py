@@ -176,4 +176,7 @@ def _docstrings(path: Path) -> Iterator[str]:
             if text:
                 # A lone surrogate (possible in an escape) has no UTF-8 form.
                 yield text.encode("utf-8", "replace").decode()
-        pending.extend(reversed(list(ast.iter_child_nodes(node))))
+        # Expressions, most of the tree, define nothing that has a docstring.
+        pending.extend(
+            reversed([child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.expr)])
+        )
