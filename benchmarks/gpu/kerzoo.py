@@ -582,7 +582,9 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=180, help="compare: start nothing that would end later"
     )
-    parser.add_argument("--earlier", type=Path, help="compare: a result file; what it holds is not run again")
+    parser.add_argument(
+        "--earlier", type=Path, help="a result file; what it holds of compare and again is not run again"
+    )
     started = time.monotonic()
     options = parser.parse_args()
     device, quick = options.device, options.quick
@@ -598,7 +600,7 @@ def main() -> None:
     budget = Budget.smoke() if quick else Budget.full()
     until = started + options.seconds
     wanted = options.parts.split(",")
-    earlier = json.loads(options.earlier.read_text())["parts"]["compare"] if options.earlier else {}
+    earlier = json.loads(options.earlier.read_text())["parts"] if options.earlier else {}
     programs: dict[str, Callable[[Callable[[Result], None]], Result]] = {
         "speed": lambda keep: speed(device, quick, keep),
         "check_noise": lambda keep: check_noise(device, 1 << (20 if quick else 26)),
@@ -609,9 +611,11 @@ def main() -> None:
         "check_engine": lambda keep: check_engine(options.data, device),
         "check_sweep": lambda keep: check_sweep(device, "everything" in wanted),
         "toy": lambda keep: toy(options.data, device, quick),
-        "compare": lambda keep: compare(options.data, budget, device, keep, until, earlier),
+        "compare": lambda keep: compare(
+            options.data, budget, device, keep, until, earlier.get("compare", {})
+        ),
         "again": lambda keep: compare(
-            options.data, Budget.smoke() if quick else Budget.again(), device, keep, until
+            options.data, budget if quick else Budget.again(), device, keep, until, earlier.get("again", {})
         ),
     }
     failed: list[str] = []
