@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from planish_accelgcn import kernel, settings
 from planish_graph import nvrtc
 
 HERE = Path(__file__).parent
@@ -69,8 +70,10 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., _Module]
 
 @pytest.fixture
 def emulated(emulator: Callable[..., _Module], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Kernels run on the CPU, and memory that nobody wrote to holds NaN."""
+    """Kernels run on the CPU, with the sizes of an H100, and memory that nobody wrote to holds NaN."""
     monkeypatch.setattr(nvrtc, "compile", emulator)
+    monkeypatch.setattr(settings, "multiprocessors", lambda device: 132)
+    monkeypatch.setattr(kernel, "shared_memory", lambda device, blocks: 202_240 // blocks)
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
 
-from planish.errors import PlanishError
-from planish_accelgcn import kernel
+from planish_accelgcn import kernel, settings
 from planish_accelgcn.reference import Fused
-from planish_accelgcn.settings import FIXED, NAMED, Setting
+from planish_accelgcn.settings import FIXED, NAMED, Setting, fitted
 from planish_accelgcn.sources import source
+from planish_accelgcn.work import work
 from planish_graph import libraries, nvrtc
 from planish_graph.generate import from_degrees
 from planish_graph.graph import Graph
@@ -131,11 +133,45 @@ def test_results_repeat_bit_by_bit(emulated: None) -> None:
         torch.set_default_dtype(torch.float32)
 
 
-def test_too_much_shared_memory_is_refused(emulated: None) -> None:
-    graph = awkward(longest=60_000)
-    setting = Setting(chunk=32768, segment=32)
-    with pytest.raises(PlanishError, match="bytes of shared memory"):
-        kernel.program(graph, torch.randn(graph.num_cols, 64), graph.value, Fused(), setting)
+def test_lists_fit_the_shared_memory_of_a_block(emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large chunk in which every row is cut, as one wave takes on a graph that is large for the device."""
+    monkeypatch.setattr(settings, "multiprocessors", lambda device: 1)
+    graph = from_degrees(torch.full((220,), 280))
+    setting, tile = fitted(NAMED["256 B, one wave"], graph, 128, 2), 128
+    assert setting is not None
+    space = kernel.shared_memory(graph.device, setting.blocks)
+    often = work(graph, setting.chunk, setting.segment, setting.short)
+    assert often.slots * tile * 4 > space, "otherwise nothing is tried here"
+    assert kernel.lists_of(graph, setting, tile).slots * tile * 4 <= space
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize(
+    ("nodes", "entries"), [(20_000, 100_000), (200_000, 1_200_000), (700_000, 14_000_000)]
+)
+def test_settings_that_are_offered_are_worth_timing(
+    monkeypatch: pytest.MonkeyPatch, name: str, nodes: int, entries: int
+) -> None:
+    monkeypatch.setattr(settings, "multiprocessors", lambda device: 132)
+    graph = SimpleNamespace(num_rows=nodes, num_edges=entries, longest_row=5000, device=torch.device("cpu"))
+    for width, size in ((64, 4), (256, 4), (64, 2), (256, 2)):
+        if (fit := fitted(NAMED[name], graph, width, size)) is None:
+            continue
+        blocks = (entries + 4 * nodes) / fit.chunk * -(-width * size // fit.line)
+        assert blocks <= 1.1 * 132 * fit.blocks if fit.one_wave else blocks >= 132 * fit.blocks
+        assert fit.chunk % 64 == 0
+        assert fit.chunk <= 64 * fit.threads
+        assert fit.segment <= 2 * fit.chunk
+
+
+def test_rows_are_cut_less_where_shared_memory_is_short(emulated: None) -> None:
+    graph = awkward(longest=10_000)
+    setting = Setting(chunk=8192, segment=32, threads=64, blocks=8, unroll=2)
+    x = torch.randn(graph.num_cols, 32, generator=torch.Generator().manual_seed(2))
+    product = kernel.Product(graph, x, 4, 1, Fused(), setting)
+    assert 0 < product.shared <= 202_240 // 8
+    assert work(graph, 8192, 32, setting.short).slots * 128 > 202_240 // 8, "otherwise nothing is tried here"
+    assert error(product(x, graph.value, Fused()), graph.to_dense() @ x.double()) <= 1e-6
 
 
 @pytest.mark.skipif(libraries.load("nvrtc") is None, reason="no NVRTC, which torch's CUDA wheels bring")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -49,10 +52,40 @@ def test_without_a_device_the_error_says_what_is_missing() -> None:
 
 def test_arguments_are_laid_out_as_a_kernel_s_parameters() -> None:
     """Pointer, long long, int, float and pointer again lie at multiples of their sizes."""
-    buffer = driver.Buffer("PqifP")
+    buffer = driver.Buffer((torch.Tensor, int, driver.i32, float, type(None)))
     buffer.layout.pack_into(buffer.bytes, 0, 1, 2, 3, 0.5, 4)
     assert buffer.layout.size == 32
     assert list(buffer.extra)[::2] == [1, 2, None]
+
+
+class Driver:
+    """A CUDA driver whose kernel has 36 bytes of shared memory of its own: they count where nothing was asked for."""
+
+    limit = (48 << 10) - 36
+
+    def cuFuncSetAttribute(self, function: object, attribute: int, value: int) -> int:
+        assert attribute == driver.DYNAMIC_SHARED
+        self.limit = value
+        return 0
+
+    def cuLaunchKernel(self, *arguments: object) -> int:
+        shared = arguments[7]
+        assert isinstance(shared, int)
+        return int(shared > self.limit)
+
+    def cuGetErrorString(self, *arguments: object) -> None:
+        pass
+
+
+def test_shared_memory_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Driver()
+    monkeypatch.setattr(driver, "_cuda", lambda: cuda)
+    monkeypatch.setattr(driver, "_enter", lambda device: None)
+    monkeypatch.setattr(driver, "_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    kernel = driver.Kernel("kernel", ctypes.c_void_p(), SimpleNamespace(device=0))  # type: ignore[arg-type]
+    for shared in (0, 1000, 48 << 10, 200 << 10, 1000):
+        kernel(1, 32, shared=shared)
 
 
 @needs_gpu

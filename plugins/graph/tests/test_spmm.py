@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from planish.errors import DataError, PlanishError
 from planish_graph.convert import from_edges
@@ -209,3 +210,28 @@ def test_operators_find_their_graph_while_it_lives() -> None:
     assert found(plan.indptr, plan.indices, plan.value, 30) is not None
     del graph, same
     assert found(plan.indptr, plan.indices, plan.value, 30) is None
+
+
+def test_operators_find_a_graph_whose_tensors_another_one_had_too() -> None:
+    first = awkward("rectangular")
+    second = Graph(first.indptr, first.indices, num_cols=30)
+    first.plan()
+    del first
+    plan = second.plan()
+    assert found(plan.indptr, plan.indices, None, 30) is not None
+
+
+def test_without_gradients_nothing_is_transposed() -> None:
+    graph = awkward("rectangular")
+    x = torch.randn(30, 4)
+    with torch.no_grad():
+        plain = spmm(graph, x)
+    assert not graph.has("transposed")
+    assert torch.equal(plain, spmm(graph, x.requires_grad_()))
+    assert graph.has("transposed")
+
+
+def test_traces_hold_the_operator() -> None:
+    graph = awkward("rectangular").with_values(None)
+    traced = make_fx(lambda x: spmm(graph, x))(torch.randn(30, 4))
+    assert "planish_graph.spmm" in traced.code

@@ -31,7 +31,7 @@ def usable(graph: Graph, x: Tensor) -> bool:
 
 def spmm() -> list[Candidate]:
     """For `planish_graph.dispatch.SPMM`: A x with the settings that suit a graph."""
-    return [Candidate(f"accelgcn {name}", _plain(setting)) for name, setting in NAMED.items()]
+    return [Candidate(f"accelgcn {name}", _plain(name)) for name in NAMED]
 
 
 def sddmm() -> list[Candidate]:
@@ -45,19 +45,20 @@ def sddmm() -> list[Candidate]:
     return [Candidate("accelgcn", prepare)]
 
 
-def _plain(setting: Setting) -> Callable[[Graph, Tensor], Program | None]:
-    return lambda graph, x: _fitted(graph, x, Fused(), setting)
+def _plain(name: str) -> Callable[[Graph, Tensor], Program | None]:
+    return lambda graph, x: _fitted(graph, x, Fused(), name)
 
 
-def _fused(setting: Setting) -> Callable[..., Program | None]:
-    return lambda graph, x, *fused: _fitted(graph, x, Fused(*fused), setting)
+def _fused(name: str) -> Callable[..., Program | None]:
+    return lambda graph, x, *fused: _fitted(graph, x, Fused(*fused), name)
 
 
-def _fitted(graph: Graph, x: Tensor, fused: Fused, setting: Setting) -> Program | None:
-    if not usable(graph, x):
-        return None
-    fit = fitted(setting, graph, x.shape[1], x.element_size())
-    return None if fit is None else _program(graph, x, fused, fit)
+def _fitted(graph: Graph, x: Tensor, fused: Fused, name: str) -> Program | None:
+    def fit() -> Setting | None:
+        return fitted(NAMED[name], graph, x.shape[1], x.element_size()) if usable(graph, x) else None
+
+    setting = graph.kept(("accelgcn fit", name, x.shape[1], x.dtype, x.is_contiguous()), fit)
+    return None if setting is None else _program(graph, x, fused, setting)
 
 
 def _program(graph: Graph, x: Tensor, fused: Fused, setting: Setting) -> Program:
@@ -83,7 +84,7 @@ FUSED = Dispatcher(
     "accelgcn",
     [
         Candidate("unfused", unfused),
-        *(Candidate(f"fused {name}", _fused(setting)) for name, setting in NAMED.items()),
+        *(Candidate(f"fused {name}", _fused(name)) for name in NAMED),
     ],
 )
 """act(R A C x + bias) without gradients; operands are x and those of `planish_accelgcn.reference.Fused`."""

@@ -8,20 +8,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from planish.errors import PlanishError
 from planish_accelgcn.reference import Fused
-from planish_accelgcn.settings import Setting
+from planish_accelgcn.settings import Setting, shared_memory
 from planish_accelgcn.sources import source
-from planish_accelgcn.work import work
+from planish_accelgcn.work import Work, within, work
 from planish_graph import nvrtc
 from planish_graph.graph import Graph
 
 WARP = 32
+SUM = 4
+"""Bytes of a column's sum."""
 STORAGE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 SDDMM = Setting(chunk=4096, segment=512, short=0)
 """Of the gradient of the values; as many lanes as the width asks for have an entry."""
-SHARED = 200 << 10
-"""Most bytes of shared memory that a block is given; beyond them the L1 cache would be gone anyway."""
 
 
 def defines(
@@ -47,6 +46,13 @@ def defines(
     }
 
 
+def lists_of(graph: Graph, setting: Setting, tile: int) -> Work:
+    """The work lists of a setting whose blocks have ``tile`` columns: rows are cut less often where the sums of their
+    segments would take more shared memory than a block may have."""
+    slots = shared_memory(graph.device, setting.blocks) // (tile * SUM)
+    return within(graph, setting.chunk, setting.segment, setting.short, slots)
+
+
 def program(
     graph: Graph, x: Tensor, value: Tensor | None, fused: Fused, setting: Setting
 ) -> Callable[[], Tensor]:
@@ -59,7 +65,8 @@ def program(
     """
     vec = _vec(x.shape[1], x.element_size(), x.data_ptr())
     values = 0 if value is None else 1 if value.dtype == torch.float32 else 2
-    present = tuple(part is not None and part is not False for part in fused)
+    row_scale, column_scale, bias, *flags = fused
+    present = row_scale is None, column_scale is None, bias is None, *flags
     key = ("accelgcn product", x.shape[1], x.dtype, vec, values, present, setting)
     product = graph.kept(key, lambda: Product(graph, x, vec, values, fused, setting))
     return lambda: product(x, value, fused)
@@ -89,16 +96,12 @@ class Product:
             self.lists = (graph.indptr.to(torch.int32),)
             self.sizes += (nvrtc.i32(self.rows),)
             return
-        lists = work(graph, setting.chunk, setting.segment, setting.short)
+        lists = lists_of(graph, setting, tile)
         self.kernel, self.join = module["spmm"], module["join"]
         self.grid = len(lists.chunks), tiles, 1
         self.lists = lists.tasks, lists.chunks, lists.cuts
         self.giants, self.pieces = lists.giants, lists.pieces
-        self.shared = lists.slots * tile * 4
-        if self.shared > SHARED:
-            raise PlanishError(
-                f"accelgcn: {setting} needs {self.shared} bytes of shared memory for this graph; valid: {SHARED}"
-            )
+        self.shared = lists.slots * tile * SUM
 
     def __call__(self, x: Tensor, value: Tensor | None, fused: Fused) -> Tensor:
         out = x.new_empty(self.rows, self.width)

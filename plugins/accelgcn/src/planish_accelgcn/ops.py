@@ -15,7 +15,7 @@ from planish_accelgcn import candidates
 from planish_accelgcn.reference import Fused
 from planish_graph import check
 from planish_graph.graph import Graph, found
-from planish_graph.spmm import INDEX_SCHEMA, transposed_values
+from planish_graph.spmm import INDEX_SCHEMA, only_computed, transposed_values
 
 FUSED_SCHEMA = "Tensor? row_scale, Tensor? column_scale, Tensor? bias, Tensor x, bool mean, bool relu, bool deterministic"
 VALUE, BIAS, X = 2, 8, 9
@@ -70,6 +70,10 @@ def spmm(
     exact = torch.promote_types(x.dtype, torch.float32)
     vectors = [None if v is None else v.to(exact).contiguous() for v in (row_scale, column_scale, bias)]
     deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
+    if only_computed(x, bias, graph.value):
+        row_scale, column_scale, bias = vectors
+        fused = Fused(row_scale, column_scale, bias, reduce == "mean", act == "relu")
+        return _run(graph.checked(), x, fused, deterministic)
     out: Tensor = torch.ops.planish_accelgcn.spmm(
         *graph.plan(), *vectors, x, reduce == "mean", act == "relu", deterministic
     )

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 
 from planish_accelgcn.work import ROW_COST
 from planish_graph.graph import Graph
 
-LARGEST_CHUNK = 1 << 16
+LARGEST_CHUNK = 64
+"""Work of a thread; where a single wave gives it more, more and smaller chunks have always been faster."""
 LARGEST_FLAT_WORK = 1 << 20
 LONGEST_FLAT_ROW = 256
+RESERVED = 2048
+"""Bytes of shared memory that CUDA keeps for itself in a block, and those of the kernel's own variables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +52,16 @@ NAMED = {
     "256 B, flat": Setting(line=256, threads=128, blocks=8, flat=True),
     "512 B, flat": Setting(line=512, threads=128, blocks=8, flat=True),
     "128 B, one wave": Setting(threads=1024, blocks=1, one_wave=True),
-    "128 B, one wave of small blocks": Setting(unroll=2, blocks=6, segment=64, one_wave=True),
+    "128 B, one wave of small blocks": Setting(unroll=2, blocks=5, segment=64, one_wave=True),
     "256 B, one wave": Setting(line=256, threads=1024, blocks=1, one_wave=True),
     "256 B, one wave of small blocks": Setting(line=256, segment=64, one_wave=True),
     "128 B, chunks of 32k": Setting(threads=1024, blocks=1, chunk=32768, segment=512),
     "256 B, chunks of 32k": Setting(line=256, threads=1024, blocks=1, chunk=32768, segment=512),
     "128 B, chunks of 16k": Setting(threads=512, blocks=2, chunk=16384, segment=512, short=32),
-    "128 B, chunks of 2k": Setting(unroll=2, blocks=6, chunk=2048, segment=128),
+    "128 B, chunks of 2k": Setting(unroll=2, blocks=5, chunk=2048, segment=128),
+    "256 B, chunks of 4k": Setting(line=256, threads=512, blocks=2, segment=128),
     "256 B, chunks of 2k": Setting(line=256, chunk=2048, segment=128),
+    "256 B, chunks of 1k": Setting(line=256, chunk=1024, segment=64),
     "128 B, chunks of 4k": Setting(),
 }
 FIXED = NAMED["128 B, chunks of 4k"]
@@ -63,15 +69,23 @@ FIXED = NAMED["128 B, chunks of 4k"]
 
 
 @cache
-def _multiprocessors(device: torch.device) -> int:
+def multiprocessors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@cache
+def shared_memory(device: torch.device, blocks: int) -> int:
+    """Bytes that a block may have when a multiprocessor shall hold ``blocks`` of them; an eighth is left to the L1 cache."""
+    properties: Any = torch.cuda.get_device_properties(device)
+    space = properties.shared_memory_per_multiprocessor * 7 // 8 // blocks
+    return int(min(space, properties.shared_memory_per_block_optin)) - RESERVED
 
 
 def fitted(setting: Setting, graph: Graph, width: int, size: int) -> Setting | None:
     """The setting for a graph and features of ``width`` elements of ``size`` bytes; None where it is not worth timing."""
     lines = -(-width * size // setting.line)
     work = graph.num_edges + ROW_COST * graph.num_rows
-    blocks = _multiprocessors(graph.device) * setting.blocks
+    blocks = multiprocessors(graph.device) * setting.blocks
     if setting.line > 128 and width * size <= setting.line // 2:
         return None  # half of the lanes would have no column
     if setting.flat:
@@ -80,6 +94,6 @@ def fitted(setting: Setting, graph: Graph, width: int, size: int) -> Setting | N
     if not setting.one_wave:
         return setting if work // setting.chunk * lines >= blocks else None
     chunk = -(-work // max(1, blocks // lines))
-    if chunk > LARGEST_CHUNK:
+    if chunk > LARGEST_CHUNK * setting.threads:
         return None
     return replace(setting, chunk=max(setting.segment, -(-chunk // 64) * 64))

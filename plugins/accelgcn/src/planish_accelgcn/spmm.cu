@@ -144,6 +144,14 @@ __device__ __forceinline__ void finish(const Finish& to, int row, int degree, co
     store((char*)shifted(to.out, row * to.stride + column * (int)sizeof(item)), sum.value);
 }
 
+// The task of this lane at a turn of its warp; row -1 behind the last.
+__device__ __forceinline__ int4 task_at(const int4* tasks, const volatile int* chunk, int turn) {
+    const int whole = chunk[3];
+    const int short_ones = (turn - whole) * (WARP / LANES) + threadIdx.x % WARP / LANES;
+    const int number = turn < whole ? turn : whole + short_ones;
+    return number < chunk[4] ? __ldg(tasks + chunk[2] + number) : make_int4(-1, 0, 0, -1);
+}
+
 // tasks: int4 (row, first entry after the chunk's, entries, slot or -1), long ones first, in each chunk.
 // chunks: 8 ints (first entry, 64 bits; first task; tasks of a warp each; tasks in all; first cut row; cut rows;
 // piece). cuts: int4 (row, first slot, slots, degree): rows whose sum is put together from slots in shared memory. In a
@@ -175,14 +183,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) spmm(
 #define BASE (u32)chunk[0]
 #endif
 
-    constexpr int TOGETHER = WARP / LANES;  // short rows that a warp takes at once
     int turn = threadIdx.x / WARP;
+    int4 task = task_at(tasks, chunk, turn);
 #pragma unroll 1
-    while (true) {
+    while (__any_sync(FULL, task.x >= 0)) {
         Sum sum = {};
-        const int whole = chunk[3];
-        if (turn < whole) {
-            const int4 task = __ldg(tasks + chunk[2] + turn);
+        const bool alone = turn < chunk[3];
+        if (lane == 0) turn = atomicAdd(&next, 1);
+        turn = __shfl_sync(FULL, turn, 0);
+        const int4 after = task_at(tasks, chunk, turn);  // on its way while this one is worked on
+        if (alone) {
             add_entries<WARP>(job, BASE + task.y, task.z, task.z, sum);
             if (lane < LANES) {
                 if (task.w < 0)
@@ -191,16 +201,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) spmm(
                     for (int i = 0; i < VEC; i++) slots[task.w * TILE + job.within * VEC + i] = sum.value[i];
             }
         } else {
-            const int number = whole + (turn - whole) * TOGETHER + lane / LANES;
-            const bool live = number < chunk[4];
-            if (!__any_sync(FULL, live)) break;
-            int4 task = make_int4(0, 0, 0, -1);
-            if (live) task = __ldg(tasks + chunk[2] + number);
             add_entries<LANES>(job, BASE + task.y, task.z, longest_of<LANES>(task.z), sum);
-            if (live) finish(to, task.x, task.z, job, sum);
+            if (task.x >= 0) finish(to, task.x, task.z, job, sum);
         }
-        if (lane == 0) turn = atomicAdd(&next, 1);
-        turn = __shfl_sync(FULL, turn, 0);
+        task = after;
     }
 
     const int rows = chunk[6], piece = chunk[7];

@@ -70,7 +70,7 @@ __device__ void piece_of(const INDEX* indptr, int next, int4* tasks, int4* chunk
 }
 
 // row_cuts: places in `cuts` for rows; behind them each chunk has one for a piece.
-// totals: the most slots of a chunk; gigantic rows.
+// totals: the most slots of a chunk; gigantic rows. Not written, and may be null, where no row is cut.
 extern "C" __global__ void work(const INDEX* indptr, int rows, int4* tasks, int4* chunks, int4* cuts, wide row_cuts,
                                 int4* giants, int* totals) {
     __shared__ int bounds[2], place[CLASSES + 1], slots, cut_rows;
@@ -121,6 +121,6 @@ extern "C" __global__ void work(const INDEX* indptr, int rows, int4* tasks, int4
     __syncthreads();
     if (threadIdx.x == 0) {
         chunks[2 * blockIdx.x + 1].z = cut_rows;
-        atomicMax(totals, slots);
+        if (slots) atomicMax(totals, slots);
     }
 }

@@ -64,9 +64,17 @@ def work(graph: Graph, chunk: int, segment: int, short: int) -> Work:
     return graph.checked().kept(key, lambda: _build(graph, chunk, segment, short))
 
 
+def within(graph: Graph, chunk: int, segment: int, short: int, slots: int) -> Work:
+    """As `work`, with segments long enough that no chunk needs more than ``slots``, which must be positive."""
+    # It ends: segments longer than two chunks cut gigantic rows alone, and each piece of these is one segment.
+    while (lists := work(graph, chunk, segment, short)).slots > slots:
+        segment *= 2
+    return lists
+
+
 def _build(graph: Graph, chunk: int, segment: int, short: int) -> Work:
     check.fits(torch.int32, graph.num_rows, graph.num_cols, 0)
-    if graph.num_edges > check.INT32_MAX and graph.longest_row > check.INT32_MAX:
+    if graph.longest_row > check.INT32_MAX:
         raise DataError(f"graph: a row of {graph.longest_row} entries; valid: at most {check.INT32_MAX}")
     edges, rows = graph.num_edges, graph.num_rows
     chunks = (edges + ROW_COST * rows) // chunk + 1
@@ -80,7 +88,8 @@ def _build(graph: Graph, chunk: int, segment: int, short: int) -> Work:
             (edges // (2 * chunk) + 1, 4),
         )
     )
-    totals = torch.zeros(2, dtype=torch.int32, device=graph.device)
+    cut = graph.longest_row > min(segment, 2 * chunk)
+    totals = torch.zeros(2, dtype=torch.int32, device=graph.device) if cut else None
     macros = {
         "INDEX": "int" if graph.indptr.dtype == torch.int32 else "long long",
         "CHUNK": chunk,
@@ -90,5 +99,6 @@ def _build(graph: Graph, chunk: int, segment: int, short: int) -> Work:
     }
     kernel = nvrtc.compile(source("work"), defines=macros, device=graph.device)["work"]
     kernel(chunks, THREADS, graph.indptr, nvrtc.i32(rows), tasks, records, cuts, row_cuts, giants, totals)
-    slots, gigantic = totals.tolist()
+    # Waiting for the device takes longer than a small product, and nothing is waited for where no row is cut.
+    slots, gigantic = (0, 0) if totals is None else totals.tolist()
     return Work(tasks, records, cuts, giants[:gigantic], slots)

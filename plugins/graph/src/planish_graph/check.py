@@ -48,21 +48,27 @@ def fits(index: torch.dtype, rows: int, cols: int, edges: int) -> None:
             raise DataError(f"graph: {size} {name} are beyond int32 ({INT32_MAX}); give int64 indices")
 
 
-def structure(indptr: Tensor, indices: Tensor, cols: int) -> bool:
-    """Read through row pointer and columns; True when they are sound. Nothing is read on the device "meta"."""
+def structure(indptr: Tensor, indices: Tensor, cols: int) -> int:
+    """Read through row pointer and columns, and wait for the device once; the entries of the longest row when they are
+    sound. Nothing is read on the device "meta"."""
     if indptr.device.type == "meta":
-        return True
-    if int(indptr[0]) != 0 or int(indptr[-1]) != len(indices):
+        return 0
+    degrees = indptr.diff()
+    read = [indptr[0], indptr[-1]]
+    read += torch.aminmax(degrees) if len(degrees) else (torch.zeros_like(indptr[0]),) * 2
+    read += torch.aminmax(indices) if len(indices) else ()
+    first, last, shortest, longest, *columns = torch.stack(read).tolist()
+    if first != 0 or last != len(indices):
         raise DataError(
-            f"graph: indptr runs from {int(indptr[0])} to {int(indptr[-1])}; valid: from 0 to {len(indices)}, "
+            f"graph: indptr runs from {first} to {last}; valid: from 0 to {len(indices)}, "
             "the number of stored entries"
         )
-    falling = indptr.diff() < 0
-    if bool(falling.any()):
-        row = int(falling.nonzero()[0])
+    if shortest < 0:
+        row = int((degrees < 0).nonzero()[0])
         raise DataError(f"graph: indptr falls after row {row}; valid: not falling")
-    in_range("column", indices, cols)
-    return True
+    if columns and not (columns[0] >= 0 and columns[1] < cols):
+        in_range("column", indices, cols)
+    return int(longest)
 
 
 def in_range(what: str, indices: Tensor, size: int) -> None:

@@ -36,8 +36,8 @@ def available(device: torch.device) -> bool:
 
 
 def product(graph: Graph, x: Tensor, algorithm: str) -> Callable[[], Tensor] | None:
-    """A program for y = A x [N, D] with x [M, D] contiguous, or None where cuSPARSE does not apply. Values are rounded to
-    x's type, as cuSPARSE wants; sums are fp32.
+    """A program for y = A x [N, D] with x [M, D] contiguous, or None where cuSPARSE does not apply, which takes no matrix
+    of more entries than places. Values are rounded to x's type, as it wants; sums are fp32.
 
     ALG3 is not offered where duplicates make a row longer than the matrix is wide: it then gives wrong results or reads
     outside of its memory, which ends the process' work on the GPU (seen with CUDA 13.0).
@@ -45,7 +45,7 @@ def product(graph: Graph, x: Tensor, algorithm: str) -> Callable[[], Tensor] | N
     if (
         not available(x.device)
         or x.dtype not in TYPES
-        or not (x.numel() and graph.num_edges and x.is_contiguous())
+        or not (x.numel() and 0 < graph.num_edges <= graph.num_rows * graph.num_cols and x.is_contiguous())
     ):
         return None
     if algorithm in PREPROCESSED and graph.longest_row > graph.num_cols:

@@ -164,7 +164,7 @@ class Dispatcher:
 
     def _timed(self, programs: dict[str, Program], rejected: dict[str, str], device: torch.device) -> Choice:
         on_gpu = device.type == "cuda"
-        clock = _gpu_seconds if on_gpu else _cpu_seconds
+        clock = gpu_seconds if on_gpu else _cpu_seconds
         with torch.cuda.device(device) if on_gpu else nullcontext():
             taken = {name: [clock(program, 1)] for name, program in programs.items()}
             rough = min(min(times) for times in taken.values())
@@ -186,7 +186,7 @@ def _cpu_seconds(program: Program, calls: int) -> float:
     return (time.perf_counter() - began) / calls
 
 
-def _gpu_seconds(program: Program, calls: int) -> float:
+def gpu_seconds(program: Program, calls: int) -> float:
     """GPU time of a call. The GPU is kept busy while the calls are queued, so that none of it is time of the host."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()

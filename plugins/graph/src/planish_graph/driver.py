@@ -14,9 +14,6 @@ from torch import Tensor
 from planish.errors import MissingRequirement, PlanishError
 from planish_graph import libraries
 
-DEFAULT_SHARED = 48 << 10
-"""Bytes of dynamic shared memory that a block may have without asking."""
-
 INVALID_CONTEXT = 201
 DYNAMIC_SHARED = 8
 """CUDA_ERROR_INVALID_CONTEXT and CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES."""
@@ -55,8 +52,8 @@ class Kernel:
         self._function = function
         self._launch = _cuda().cuLaunchKernel
         self._module = module  # keeps the code loaded
-        self._shared = DEFAULT_SHARED
-        self._local = threading.local()
+        self._shared = 0  # asked for; without that 48 KB are allowed, less the kernel's own
+        self._buffers = _Buffers()
 
     def __call__(self, grid: tuple[int, int, int] | int, block: int, *args: Any, shared: int = 0) -> None:
         """Launch on torch's current stream of the module's device.
@@ -94,39 +91,33 @@ class Kernel:
 
     def _packed(self, args: tuple[Any, ...]) -> Any:
         """The arguments in one buffer laid out as the kernel's parameters are. One buffer a thread, used again."""
-        kinds, values = "", list[float]()
-        for argument in args:
-            if isinstance(argument, Tensor):
-                kinds += "P"
-                values.append(argument.data_ptr())
-            elif argument is None:
-                kinds += "P"
-                values.append(0)
-            elif isinstance(argument, i32):
-                kinds += "i"
-                values.append(argument)
-            elif isinstance(argument, float):
-                kinds += "f"
-                values.append(argument)
-            else:
-                kinds += "q"
-                values.append(argument)
-        buffers = self._local.__dict__
-        found = buffers.get(kinds)
+        kinds = tuple(map(type, args))
+        found = self._buffers.of.get(kinds)
         if found is None:
-            found = buffers[kinds] = Buffer(kinds)
+            found = self._buffers.of[kinds] = Buffer(kinds)
+        values = (a.data_ptr() if isinstance(a, Tensor) else a or 0 for a in args)
         found.layout.pack_into(found.bytes, 0, *values)
         return found.extra
 
 
 class Buffer:
-    """CU_LAUNCH_PARAM_BUFFER_POINTER (1), _SIZE (2), _END (0) around a buffer for arguments of the given kinds."""
+    """CU_LAUNCH_PARAM_BUFFER_POINTER (1), _SIZE (2), _END (0) around a buffer for arguments of the given types."""
 
-    def __init__(self, kinds: str) -> None:
-        self.layout = struct.Struct("@" + kinds)
+    def __init__(self, kinds: tuple[type, ...]) -> None:
+        letters = {i32: "i", float: "f", type(None): "P"}
+        self.layout = struct.Struct(
+            "@" + "".join("P" if issubclass(kind, Tensor) else letters.get(kind, "q") for kind in kinds)
+        )
         self.bytes = ctypes.create_string_buffer(max(1, self.layout.size))
         self.size = ctypes.c_size_t(self.layout.size)
         self.extra = (ctypes.c_void_p * 5)(1, ctypes.addressof(self.bytes), 2, ctypes.addressof(self.size), 0)
+
+
+class _Buffers(threading.local):
+    """A thread's own, by the types of the arguments."""
+
+    def __init__(self) -> None:
+        self.of: dict[tuple[type, ...], Buffer] = {}
 
 
 _raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)

@@ -14,7 +14,7 @@ from planish.errors import DataError
 from planish_graph import check
 
 T = TypeVar("T")
-Stamp = tuple[tuple[int, int], ...]
+Stamp = tuple[int, ...]
 
 
 class Plan(NamedTuple):
@@ -90,7 +90,7 @@ class Graph:
     @property
     def num_edges(self) -> int:
         """Stored entries E, duplicates included."""
-        return len(self.indices)
+        return self.indices.numel()
 
     @property
     def device(self) -> torch.device:
@@ -104,7 +104,7 @@ class Graph:
     @property
     def longest_row(self) -> int:
         """Entries of the row that has most."""
-        return self.kept("longest row", lambda: int(self.degrees.max()) if self.num_rows else 0)
+        return self.kept("checked", self._check)
 
     def columns32(self) -> Tensor:
         """[E] the indices in int32, as kernels read them whatever the number of entries.
@@ -162,11 +162,13 @@ class Graph:
         kept = self._kept.get(key)
         return kept is not None and kept.stamp == self._stamp(values=False)
 
+    def forget(self, key: Hashable) -> None:
+        """Free what `kept` made for ``key``."""
+        self._kept.pop(key, None)
+
     def _stamp(self, values: bool) -> Stamp:
-        tensors = [self.indptr, self.indices]
-        if values and self.value is not None:
-            tensors.append(self.value)
-        return tuple((t.data_ptr(), -1 if t.is_inference() else t._version) for t in tensors)
+        structure = *_written(self.indptr), *_written(self.indices)
+        return structure + _written(self.value) if values and self.value is not None else structure
 
     def checked(self) -> Graph:
         """This graph, after its structure was checked if it is new or was written to since.
@@ -177,12 +179,17 @@ class Graph:
         self.kept("checked", self._check)
         return self
 
-    def _check(self) -> bool:
-        check.structure(self.indptr, self.indices, self.num_cols)
+    def _check(self) -> int:
+        longest = check.structure(self.indptr, self.indices, self.num_cols)
         self._kept.indptr, self._kept.indices = self.indptr, self.indices
-        if (key := _place(self.indptr, self.indices, self.num_cols)) is not None:
+        self._enter()
+        return longest
+
+    def _enter(self) -> None:
+        """Let `found` find this graph, unless it finds another one of the same tensors."""
+        key = _place(self.indptr, self.indices, self.num_cols)
+        if key is not None and _known(key) is None:
             _live[key] = self._kept
-        return True
 
     def transposed(self) -> tuple[Tensor, Tensor, Tensor]:
         """Row pointer [num_cols + 1], columns [E] and entry numbers [E] of A^T; rows ascending in each of its rows."""
@@ -196,6 +203,7 @@ class Graph:
     def plan(self) -> Plan:
         """The tensors that the operators take; see `Plan`."""
         transposed = self.kept("plan", self._plan)
+        self._enter()  # another graph of these tensors may have been found until now, and be gone
         return Plan(self.indptr, self.indices, self.value, *transposed)
 
     def _plan(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -257,10 +265,16 @@ def found(indptr: Tensor, indices: Tensor, value: Tensor | None, num_cols: int) 
     """The graph that these tensors are the structure of, with these values, if it still lives: how an operator, which
     is given plain tensors, gets at what was derived from the graph."""
     key = _place(indptr, indices, num_cols)
-    cache = None if key is None else _live.get(key)
+    cache = None if key is None else _known(key)
+    return None if cache is None else _view(cache.indptr, cache.indices, value, cache)
+
+
+def _known(key: tuple[int, ...]) -> _Cache | None:
+    """What was derived from the structure at this place."""
+    cache = _live.get(key)
     if cache is None or _place(cache.indptr, cache.indices, cache.num_cols) != key:  # exchanged since
         return None
-    return _view(cache.indptr, cache.indices, value, cache)
+    return cache
 
 
 def _view(indptr: Tensor, indices: Tensor, value: Tensor | None, cache: _Cache) -> Graph:
@@ -273,6 +287,11 @@ def _view(indptr: Tensor, indices: Tensor, value: Tensor | None, cache: _Cache) 
     graph.num_cols = cache.num_cols
     graph._kept = cache
     return graph
+
+
+def _written(tensor: Tensor) -> tuple[int, int]:
+    """Where a tensor lies, and how often it was written to; nobody counts that of inference tensors."""
+    return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
 
 
 def _place(indptr: Tensor, indices: Tensor, num_cols: int) -> tuple[int, ...] | None:

@@ -24,6 +24,8 @@ def csr_product(indptr: Tensor, indices: Tensor, value: Tensor | None, x: Tensor
     rows = len(indptr) - 1
     if x.numel() == 0 or len(indices) == 0:
         return x.new_zeros(rows, x.shape[1])
+    if x.is_cuda and len(indices) > rows * len(x):
+        return bag_product(indptr, indices, value, x)  # more duplicates than cuSPARSE takes
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
     if value is None:
         value = torch.ones(1, dtype=exact, device=x.device).expand(len(indices))

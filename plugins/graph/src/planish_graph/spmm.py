@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from planish_graph import check
 from planish_graph.dispatch import SDDMM, SPMM
@@ -41,8 +42,26 @@ def spmm(graph: Graph, x: Tensor) -> Tensor:
     check.features("features", x, graph.num_cols, graph.device)
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(x.device.type))
+    if only_computed(x, graph.value):
+        return _run(graph.checked(), x)
     out: Tensor = torch.ops.planish_graph.spmm(*graph.plan(), x)
     return out
+
+
+def only_computed(*tensors: Tensor | None) -> bool:
+    """Whether torch neither differentiates nor traces nor transforms a call with these tensors.
+
+    An operator can then be passed by: its way through torch takes longer than the product of a small graph, and nothing
+    needs the transposed structure.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    graded = torch.is_grad_enabled()
+    return all(
+        t is None or (type(t) in (Tensor, Parameter) and not (graded and t.requires_grad)) for t in tensors
+    )
 
 
 @torch.library.custom_op(
@@ -62,8 +81,14 @@ def _spmm(
 
 def _product(indptr: Tensor, indices: Tensor, value: Tensor | None, x: Tensor) -> Tensor:
     if x.is_cuda and (graph := found(indptr, indices, value, len(x))) is not None:
-        return SPMM(graph, x.contiguous())
+        return _run(graph, x)
     return default_product(indptr, indices, value, x)
+
+
+def _run(graph: Graph, x: Tensor) -> Tensor:
+    if x.is_cuda:
+        return SPMM(graph, x.contiguous())
+    return default_product(graph.indptr, graph.indices, graph.value, x)
 
 
 @_spmm.register_fake
