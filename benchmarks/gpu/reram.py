@@ -124,6 +124,7 @@ def layers(device: str, quick: bool, found: dict[str, Any], save: Callable[[], N
     variants: dict[str, tuple[Setup, Any]] = {
         "composed, ideal DAC": (Setup(converters=Converters(dac_bits=None)), None),
         "composed, 8-bit DAC": (Setup(), None),
+        "composed, 8-bit DAC, calibrated range": (Setup(converters=Converters(dac_range="calibrated")), None),
         "sliced, 8-bit ADC": (Setup(converters=Converters(adc_bits=8)), None),
         "sliced, 8-bit ADC, differential": (
             Setup(Physics(Layout(8, 2, "differential")), Converters(adc_bits=8)), None,

@@ -20,7 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from glue_chips import MARCH, MORE_RATES, RATES, SWAPPED, Bench, Save, blocks, measures, one_by_one, options
+from glue_chips import (
+    MARCH,
+    MORE_RATES,
+    RATES,
+    SWAPPED,
+    Bench,
+    Save,
+    blocks,
+    measures,
+    one_by_one,
+    options,
+    with_large_rows,
+)
 from glue_data import TASKS, Split, Vocabulary, split
 from glue_encoder import Encoder, Recipe, fitted, score
 from torch import Tensor, nn
@@ -41,6 +53,7 @@ ENCODERS = {
     "encoder, width 256": Recipe(width=256, lr=5e-4),
     "encoder, 6 layers": Recipe(depth=6, lr=5e-4),
     "encoder, 12 layers": Recipe(depth=12, lr=5e-4),
+    "encoder, large rows": Recipe(),
 }
 Weights = Mapping[str, Tensor]
 
@@ -117,7 +130,12 @@ def with_error_split(
 
 
 def on_encoder(
-    recipe: Recipe, folder: Path, device: str, quick: bool, save: Callable[[str, Any], None]
+    recipe: Recipe,
+    folder: Path,
+    device: str,
+    quick: bool,
+    save: Callable[[str, Any], None],
+    large_rows: bool = False,
 ) -> None:
     """One encoder on SST-2: accuracies, and what its matrices' inputs and errors look like."""
     task, chips = TASKS[0], 2 if quick else 10
@@ -127,13 +145,16 @@ def on_encoder(
     vocabulary = Vocabulary(train, test)
     training, data = (Split.of(task, rows, vocabulary, device) for rows in (train, test))
     model = fitted(task, vocabulary, training, recipe)
+    if large_rows:
+        model = with_large_rows(model)
     save("float", score(model, task, data))
     bench = Bench(model, task, data, chips)
     rates = {MARCH: RATES[MARCH], SWAPPED: MORE_RATES[SWAPPED], "5 % / 5 %": MORE_RATES["5 % / 5 %"]}
     save("fault-free", bench()["mean"])
     for mapping in ("offset", "differential"):
         save(mapping, bench.table({"": {}}, rates, mapping=mapping)[""])
-    save("measures", measures(bench, RATES[MARCH]))
+    for mapping in ("offset", "differential"):
+        save(f"measures, {mapping}", measures(bench, RATES[MARCH], mapping))
     for mapping in ("offset", "differential"):
         save(f"matrices, {mapping}", matrices(model, data, mapping, min(chips, 3)))
 
@@ -218,7 +239,8 @@ def main() -> None:
         if name == "digits":
             on_digits(arguments.quick, keep)
         else:
-            on_encoder(ENCODERS[name], arguments.data / "glue", arguments.device, arguments.quick, keep)
+            rows = "large rows" in name
+            on_encoder(ENCODERS[name], arguments.data / "glue", arguments.device, arguments.quick, keep, rows)
 
     one_by_one(arguments, work)
 

@@ -86,6 +86,24 @@ def test_the_limit_on_weights_is_kept() -> None:
         assert ratios[1] < 2.1 < ratios[0]
 
 
+def test_transposed_layers_are_limited_along_their_own_rows_and_columns() -> None:
+    """transformers' Conv1D keeps [in, out]: the same network in that form ends in the same weights."""
+    from transformers.pytorch_utils import Conv1D
+
+    nets = network(), network()
+    for name in ("0", "3"):
+        plain = nets[1].get_submodule(name)
+        turned = Conv1D(plain.out_features, plain.in_features)
+        turned.weight = nn.Parameter(plain.weight.detach().t().contiguous())
+        turned.bias = plain.bias
+        nets[1][int(name)] = turned
+    found = [run(net, Schedule(target=0.3, lr=1e-2, gate_epochs=6, tune_epochs=2, clip=2.0)) for net in nets]
+    assert torch.equal(found[0].mask, found[1].mask)
+    for name in ("0", "3", "5"):
+        weights = [matrix(net.get_submodule(name)) for net in nets]
+        torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
+
+
 def test_a_search_that_does_not_arrive_is_rounded_to_the_target() -> None:
     found = run(network(), Schedule(target=0.4, lr=1e-3, gate_lr=1e-6, gate_epochs=1, tune_epochs=0))
     assert not found.reached

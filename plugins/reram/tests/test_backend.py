@@ -129,6 +129,9 @@ def test_a_measured_map_is_chip_zero(source: Source, tmp_path: Path) -> None:
     found = metrics(result)
     assert found["accuracy"].value > 88  # the map says that chip 0 is perfect
     assert found["accuracy, mean of chips"].value < found["accuracy"].value - 10
+    save_file({name: torch.full_like(part, 1) for name, part in maps.items()}, tmp_path / "map.safetensors")
+    again = run(source, tmp_path / "run", faults="march_test", fault_map=str(tmp_path / "map.safetensors"))
+    assert metrics(again)["accuracy"].value < 40, "the file's new content is another chip"
     for bad, text in (
         ({"0": torch.zeros(1)}, "not named LAYER/COPY"),
         ({"0/0": torch.full((1, 4, 96, 64), 3, dtype=torch.int8)}, "states are 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -98,6 +99,23 @@ def test_rates_are_those_asked_for(name: str) -> None:
     for state, rate in ((HRS, rates.p_hrs), (LRS, rates.p_lrs)):
         sigma = math.sqrt(rate * (1 - rate) / count)
         assert abs(float((found == state).float().mean()) - rate) < 3 * sigma
+
+
+def test_seeds_mean_the_same_chips_in_every_version() -> None:
+    maps = draw((4, 150, 150), FaultRates(0.3, 0.4, 0.01, 0.02), range(3), "encoder.0", 1, 2)
+    assert hashlib.sha256(maps.numpy().tobytes()).hexdigest().startswith("70f31c993b1c9e40")
+
+
+def test_the_smallest_and_the_largest_rates() -> None:
+    """Rates below the generator's resolution are none, rates of one are all; chips that share no power of two agree."""
+    for tiny in (FaultRates(1e-12), FaultRates(0.0, 1e-12), FaultRates(p_row=1e-12, p_col=1e-12)):
+        assert not bool(draw((4, 16, 16), tiny, [0], "a").any())
+    assert bool((draw((4, 16, 16), FaultRates(1.0), [0], "a") == HRS).all())
+    assert bool((draw((4, 16, 16), FaultRates(0.0, 1.0), [0], "a") == LRS).all())
+    rates = FaultRates(0.3, 0.4)
+    together = draw((4, 150, 150), rates, range(3), "a")
+    alone = torch.cat([draw((4, 150, 150), rates, [seed], "a") for seed in range(3)])
+    assert torch.equal(together, alone)
 
 
 def test_draws_of_neighbours_layers_chips_and_copies_are_independent() -> None:

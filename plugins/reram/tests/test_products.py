@@ -130,7 +130,7 @@ def test_inputs_are_quantised_by_vector_or_by_a_limit() -> None:
 def test_zero_is_a_code_and_the_range_is_covered() -> None:
     adc = Adc.spanning(torch.tensor([[[-10.0]]]), torch.tensor([[[100.0]]]), 8)
     sums = torch.tensor([0.0, 1e-3, -10.0, 100.0, 1e9, -1e9])
-    codes = adc.codes_(sums.clone(), 0, 0)
+    codes = adc.reader(0, 0, sums)(sums.clone())
     assert codes[:2].tolist() == [0, 0]
     assert float(codes.max() - codes.min()) == 255
     assert codes[3] == codes[4]
@@ -256,6 +256,25 @@ def test_read_noise_has_the_same_size_on_both_paths() -> None:
     significance = torch.tensor([64.0, 16.0, 4.0, 1.0])
     spread = 0.02 * 3 * float(significance.norm()) * float(layer.quantised.scale)
     assert sizes[0] == pytest.approx(spread * float(x.norm(dim=-1).mean()) * 2**0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("dac_range", ["vector", "calibrated"])
+def test_the_short_cut_of_one_chip_is_the_plain_product(dac_range: str) -> None:
+    """Inputs of any leading dimensions, the same bits at every call, and new ranges and cells are noticed."""
+    layer = CrossbarLinear(linear(20, 75), Setup(Physics(rates=FAULTY), Converters(dac_range=dac_range)))  # type: ignore[arg-type]
+    draws = torch.Generator().manual_seed(1)
+    for spread in (1.0, 3.0):
+        x = spread * torch.randn(2, 7, 75, generator=draws)
+        calibrate(layer, [{"x": x}], lambda batch: layer(batch["x"]))
+        for part in (x, x[0], x[0, 0], x[:, :1]):
+            vectors = part.reshape(1, -1, 75)
+            wanted = fast(layer.inputs(vectors), layer.effective_weight()) + layer.bias
+            first = layer(part)
+            assert torch.equal(first, layer(part))
+            torch.testing.assert_close(first, wanted.view(*part.shape[:-1], 20), rtol=1e-5, atol=1e-5)
+    before = layer(x)
+    layer.program((1,))
+    assert relative(layer(x), before) > 0.01
 
 
 def test_half_precision_keeps_its_format() -> None:

@@ -59,6 +59,7 @@ def rows(*, quick: bool = False) -> Iterator[Row]:
     dense = fit(task, epochs)
     plans = {
         "": ReramProtectConfig(tune_epochs=tune),
+        "two slices copied, ": ReramProtectConfig(tune_epochs=tune, protected_slices=2),
         "no weight limit, ": ReramProtectConfig(tune_epochs=tune, clip=None),
     }
     device = measure.device_name()

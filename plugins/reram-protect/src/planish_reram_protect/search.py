@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from planish.context import Unit
 from planish.errors import PlanishError
-from planish_reram.mapping import matrix
+from planish_reram.mapping import is_transposed, matrix
 from planish_reram_protect import gates, masks
 from planish_reram_protect.gates import Gated
 from planish_reram_protect.rounding import round_to
@@ -118,6 +118,9 @@ class _Search:
         self.module, self.loss, self.schedule = module, loss, schedule
         modules = {layer.name: module.get_submodule(layer.name) for layer in layers}
         views = {name: matrix(part) for name, part in modules.items()}
+        self._transposed = {
+            name for name, part in modules.items() if is_transposed(part)
+        }  # masked, they look alike
         self.device = next(iter(views.values())).device
         self.layers = [
             replace(layer, rows=layer.rows.to(self.device), columns=layer.columns.to(self.device))
@@ -126,6 +129,7 @@ class _Search:
         self.counter = gates.Counter(layers, self.device)
         self.g = gates.start(layers, views, schedule.gate_start).to(self.device).requires_grad_()
         self.mask: Tensor | None = None
+        self._frozen = torch.empty(0)
         self.steps, self.searched, self.reached = 0, 0.0, False
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.weights = torch.optim.AdamW(self.parameters, lr=schedule.lr)
@@ -140,9 +144,7 @@ class _Search:
 
     def opened(self) -> Tensor:
         """Masks of all gates and the 1 behind them."""
-        if self.mask is None:
-            return gates.opened(self.g)
-        return torch.cat([self.mask, self.mask.new_ones(1)]).to(self.g.dtype).to(self.device)
+        return self._frozen if self.frozen else gates.opened(self.g)
 
     def step(self, batch: Any) -> None:
         """One step of both optimisers; the gates' until the target is reached."""
@@ -177,19 +179,42 @@ class _Search:
         if self.schedule.clip is None:
             return
         with torch.no_grad():
-            for layer in self.layers:
+            for layer, (rows, columns) in zip(self.layers, self._kept, strict=True):
+                kept = self._matrix(layer.name)[rows][:, columns]
+                if layer.name in self._sparse:
+                    kept = kept[kept != 0]
+                limit = self.schedule.clip * kept.std()  # a tensor: the host waits for nothing
                 masked: Any = self.module.get_submodule(layer.name)
-                kept = masked.weight[masked.weight != 0]
-                limit = float(self.schedule.clip * kept.std())
                 masked.parametrizations.weight.original.clamp_(-limit, limit)
+
+    def _matrix(self, name: str) -> Tensor:
+        """The masked weight [out, in]."""
+        masked: Any = self.module.get_submodule(name)
+        weight: Tensor = masked.weight
+        return weight.t() if name in self._transposed else weight.flatten(1)
 
     def freeze(self) -> None:
         """Round the gates to the target; from here on they do not move."""
         if self.frozen:
             return
         self.searched = self.sparsity
-        self.mask = round_to(self.layers, self.g, self.schedule.target, self.schedule.multiple)
-        self.sparsity = self.counter.sparsity(self.mask.double().to(self.device))
+        self._settle(round_to(self.layers, self.g, self.schedule.target, self.schedule.multiple))
+        self.sparsity = self.counter.sparsity(self._frozen[:-1])
+
+    def _settle(self, mask: Tensor) -> None:
+        """Take ``mask`` as final, and have ready on the device what every further step asks of it."""
+        self.mask = mask
+        self._frozen = torch.cat([mask, mask.new_ones(1)]).to(self.device, self.g.dtype)
+        self._kept = [
+            tuple(self._frozen[side].nonzero().flatten() for side in (layer.rows, layer.columns))
+            for layer in self.layers
+        ]
+        with torch.no_grad():
+            self._sparse = {  # an earlier method's zeros are no kept weights
+                layer.name
+                for layer, (rows, columns) in zip(self.layers, self._kept, strict=True)
+                if not bool(self._matrix(layer.name)[rows][:, columns].all())
+            }
 
     def finish(self) -> None:
         """Write the masks into the weights and take the parametrizations off."""
@@ -219,7 +244,8 @@ class _Search:
             for name, tensor in self._state():
                 tensor.copy_(saved[f"module/{name}"])
             self.g.copy_(saved["g"])
-        self.mask = saved.get("mask")
+        if "mask" in saved:
+            self._settle(saved["mask"])
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in saved.items():
             if name.startswith("adam/"):

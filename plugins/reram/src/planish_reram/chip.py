@@ -13,7 +13,7 @@ from torch import Tensor
 
 from planish.errors import ConfigError
 from planish_reram.devices import Device
-from planish_reram.faults import HEALTHY, draw, stick
+from planish_reram.faults import draw, stick, where_healthy
 from planish_reram.moments import correction, voted_rates
 from planish_reram.protection import LayerProtection
 from planish_reram.quantise import Quantised
@@ -137,7 +137,7 @@ def program(
             levels = physics.device.program(levels, layout.top, physics.seconds, seeds, f"{layer}/{copy}")
         state = None if maps is None else _kept(maps[copy].to(q.device), protection)
         if state is not None:
-            levels = stick(levels, state, layout.top)
+            levels = stick(levels, state, layout.top, in_place=copies == len(seeds) == 1)
         read.append(levels)
         states.append(state)
     return Cells(_vote(read, states, layout, protection), layout)
@@ -188,10 +188,7 @@ def _vote(
         chosen = median(copies)
         if protection.vote == "healthy":
             for levels, state in reversed(list(zip(copies, states, strict=True))):
-                if state is None:
-                    chosen = levels
-                else:
-                    chosen = torch.where(state[:, :, k, rows] == HEALTHY, levels, chosen)
+                chosen = levels if state is None else where_healthy(levels, state[:, :, k, rows], chosen)
         first[:, :, k, rows] = chosen
     for k in range(layout.slices):
         if (lost := protection.given_up(k, layout.slices)) is not None and bool(lost.any()):
@@ -217,9 +214,9 @@ def median(copies: Sequence[Tensor]) -> Tensor:
 def _kept(values: Tensor, protection: LayerProtection) -> Tensor:
     """The rows and columns on the crossbar of [..., out, in]."""
     if protection.kept_rows is not None:
-        values = values.index_select(-2, protection.kept_rows.to(values.device))
+        values = values.index_select(-2, protection.kept_rows.to(values.device, non_blocking=True))
     if protection.kept_cols is not None:
-        values = values.index_select(-1, protection.kept_cols.to(values.device))
+        values = values.index_select(-1, protection.kept_cols.to(values.device, non_blocking=True))
     return values
 
 
@@ -227,10 +224,10 @@ def _scattered(values: Tensor, shape: torch.Size, protection: LayerProtection) -
     """[..., R, C] put back into zeros [..., out, in]."""
     if protection.kept_cols is not None:
         wide = values.new_zeros(*values.shape[:-1], shape[1])
-        values = wide.index_copy_(-1, protection.kept_cols.to(values.device), values)
+        values = wide.index_copy_(-1, protection.kept_cols.to(values.device, non_blocking=True), values)
     if protection.kept_rows is not None:
         tall = values.new_zeros(*values.shape[:-2], shape[0], shape[1])
-        values = tall.index_copy_(-2, protection.kept_rows.to(values.device), values)
+        values = tall.index_copy_(-2, protection.kept_rows.to(values.device, non_blocking=True), values)
     return values
 
 

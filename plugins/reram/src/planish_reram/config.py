@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from planish import MethodConfig
+from planish import MethodConfig, digest
 from planish.errors import PlanishError
 from planish_reram.specs import Converters, FaultRates, check_tile, check_widths, preset
 
@@ -46,6 +47,9 @@ class ReramConfig(MethodConfig):
     p_col: Probability | None = Field(None, description="probability of an open bit line of a tile (level 0)")
     fault_map: str | None = Field(
         None, description="safetensors file with the measured fault map of one chip, which is then chip 0"
+    )
+    fault_map_sha256: str | None = Field(
+        None, description="filled in from the file, so that changed content is another run"
     )
     chips: int = Field(
         10, ge=1, le=10000, description="chips whose quality is measured; the model itself runs on the first"
@@ -98,9 +102,26 @@ class ReramConfig(MethodConfig):
         min_length=1,
         description="table of energy, latency and area: isaac, puma, mnsim, or a YAML or JSON file",
     )
+    constants_sha256: str | None = Field(
+        None, description="filled in from the file, so that changed content is another run"
+    )
     calibration_samples: int = Field(
         64, ge=1, le=100000, description="samples or windows for converter ranges"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _contents(cls, values: Any) -> Any:
+        """Put what the named files hold beside their names: a stage's key is made of its options."""
+        if not isinstance(values, dict):
+            return values
+        files = {name: values.get(name) for name in ("fault_map", "constants")}
+        held = {
+            f"{name}_sha256": digest.of_file(Path(path))
+            for name, path in files.items()
+            if isinstance(path, str) and Path(path).is_file()
+        }
+        return values | held
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

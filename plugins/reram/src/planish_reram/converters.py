@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +25,7 @@ class RangeWarning(UserWarning):
     """The range of a converter makes most of its codes useless."""
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
+class Inputs(NamedTuple):
     """Inputs [..., N, in] as the word lines see them: ``values * scale`` are the digital ones.
 
     ``values`` are integers in a floating-point format where a DAC is modelled; ``scale`` is [..., N, 1] or a number, and
@@ -39,13 +40,14 @@ def convert_inputs(x: Tensor, converters: Converters, limit: float | None = None
     """Quantise inputs symmetrically, half to even; the largest magnitude of a vector, or ``limit``, is the last code."""
     if converters.dac_bits is None:
         return Inputs(x, None)
-    top = 2 ** (converters.dac_bits - 1) - 1
+    top = converters.largest_code
     if limit is None:
         # abs and amax in two passes: the infinity norm is ten times slower on a CPU. The codes take the memory of abs.
         values = x.abs()
-        scale = values.amax(dim=-1, keepdim=True).clamp_(min=1e-30).div_(top)
+        # largest / top + 1e-30 in one call: on so little, calls are what takes time.
+        scale = torch.rsub(values.amax(dim=-1, keepdim=True), 1e-30, alpha=-1 / top)
         return Inputs(torch.div(x, scale, out=values).round_(), scale)
-    step = limit / top
+    step = converters.step(limit)
     return Inputs((x / step).round_().clamp_(-top, top), step)
 
 
@@ -98,10 +100,11 @@ class Adc:
             torch.ones_like(adc.step), -high.double(), high.double()
         )  # every sum has a code of its own
 
-    def codes_(self, sums: Tensor, array: int, slice_index: int) -> Tensor:
-        """Codes of sums [..., R], in place, half to even."""
+    def reader(self, array: int, slice_index: int, like: Tensor) -> Callable[[Tensor], Tensor]:
+        """What makes codes of sums [..., R] of that slice: in place, half to even, for tensors like ``like``."""
         step, first, last = (t[array, slice_index] for t in (self.step, self.first, self.last))
         if step.numel() == 1:
-            return sums.mul_(1 / float(step)).round_().clamp_(float(first), float(last))
-        step, first, last = (t.to(sums) for t in (step, first, last))
-        return sums.mul_(1 / step).round_().clamp_(first, last)
+            gain, low, high = 1 / float(step), float(first), float(last)
+            return lambda sums: sums.mul_(gain).round_().clamp_(low, high)
+        steps, lowest, highest = (t.to(like) for t in (step, first, last))
+        return lambda sums: sums.mul_(1 / steps).round_().clamp_(lowest, highest)

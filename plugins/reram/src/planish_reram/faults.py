@@ -17,7 +17,7 @@ from torch import Tensor
 
 from planish_reram.specs import PRESETS, FaultRates, preset
 
-__all__ = ["HEALTHY", "HRS", "LRS", "PRESETS", "FaultRates", "draw", "preset", "stick"]
+__all__ = ["HEALTHY", "HRS", "LRS", "PRESETS", "FaultRates", "draw", "preset", "stick", "where_healthy"]
 
 HEALTHY, HRS, LRS = 0, 1, 2
 
@@ -52,23 +52,38 @@ def draw(
         maps.zero_()
     else:
         flat = maps.view(len(seeds), -1)
-        for start, x in _words([f"{seed}/{where}/cell" for seed in seeds], flat.shape[1], device):
-            stuck = _below(x, rates.p_hrs + rates.p_lrs).view(torch.int8)
-            high = _below(x, rates.p_hrs).view(torch.int8)
-            torch.add(stuck, stuck ^ high, out=flat[:, start : start + x.shape[1]])  # HRS is 1, LRS 2
+        high, stuck = _last(rates.p_hrs), _last(rates.p_hrs + rates.p_lrs)
+        # With a, b = 0 up to the last value that is stuck high, or stuck at all, and 1 beyond it: 1 + a - 2 b is 1, 2 or 0.
+        constant = _wrapped(1 - high + 2 * stuck)
+        for start, x, state in _words([f"{seed}/{where}/cell" for seed in seeds], flat.shape[1], device):
+            torch.clamp(x, *_step(high), out=state)
+            state.add_(x.clamp_(*_step(stuck)), alpha=-2).add_(constant)
+            flat[:, start : start + x.shape[1]].copy_(state)
     if rates.p_row > 0 or rates.p_col > 0:
         _open_lines(maps, rates, seeds, where, (tile[0], max(1, tile[1] // (slices or S))))
     return maps
 
 
-def stick(cells: Tensor, faults: Tensor, top: int) -> Tensor:
-    """Levels with the faulty ones overwritten: a stuck cell ignores what was programmed. Shapes broadcast."""
+def stick(cells: Tensor, faults: Tensor, top: int, *, in_place: bool = False) -> Tensor:
+    """Levels with the faulty ones overwritten: a stuck cell ignores what was programmed. Shapes broadcast.
+
+    ``in_place`` may use the memory of ``cells``, which then have the shape of ``faults``.
+    """
     if cells.dtype == torch.uint8:
+        # Byte arithmetic, because a CPU compares bytes one by one. The mask is 255 where healthy, 0 or 1 where stuck.
         state = faults.view(torch.uint8)
-        flags = (state == HEALTHY).view(torch.uint8)
-        levels = cells * flags
-        return levels.add_(torch.bitwise_right_shift(state, 1, out=flags), alpha=top)
+        scratch = state - 1
+        levels = cells.bitwise_and_(scratch) if in_place else cells & scratch
+        return levels.bitwise_or_(torch.bitwise_right_shift(state, 1, out=scratch).mul_(top))
     return torch.where(faults == HRS, torch.zeros_like(cells), torch.where(faults == LRS, float(top), cells))
+
+
+def where_healthy(levels: Tensor, faults: Tensor, otherwise: Tensor) -> Tensor:
+    """``levels`` of cells that are not stuck, ``otherwise`` those of the others."""
+    if levels.dtype != torch.uint8:
+        return torch.where(faults == HEALTHY, levels, otherwise)
+    mask = (faults - 1).bitwise_right_shift_(7).view(torch.uint8)  # 255 where healthy; see `stick`
+    return (levels ^ otherwise).bitwise_and_(mask).bitwise_xor_(otherwise)
 
 
 def _open_lines(
@@ -93,20 +108,36 @@ def _lines(
     """Which lines are open, bool [chips, *shape]."""
     count = math.prod(shape)
     found = torch.zeros(len(seeds), count, dtype=torch.bool, device=device)
-    if rate > 0:
-        for start, x in _words([f"{seed}/{where}" for seed in seeds], count, device):
-            found[:, start : start + x.shape[1]] = _below(x, rate)
+    if (last := _last(rate)) >= -(2**31):  # below that no int32 counts
+        for start, x, _ in _words([f"{seed}/{where}" for seed in seeds], count, device):
+            found[:, start : start + x.shape[1]] = x <= last
     return found.view(len(seeds), *shape)
 
 
-def _below(x: Tensor, probability: float) -> Tensor:
-    """True with that probability, for x uniform over all int32."""
-    limit = round(probability * 2**32) - 2**31 - 1  # the last value that counts; below int32 where none does
-    return x.le(limit) if limit >= -(2**31) else torch.zeros_like(x, dtype=torch.bool)
+def _last(probability: float) -> int:
+    """The last value that counts, so that an int32 drawn evenly counts with that probability; -2^31 - 1 where none does."""
+    return round(probability * 2**32) - 2**31 - 1
 
 
-def _words(streams: Sequence[str], count: int, device: torch.device | str) -> Iterator[tuple[int, Tensor]]:
-    """Yield (start, int32 [streams, n]) until ``count`` words of each stream are out; the memory is used again.
+def _step(last: int) -> tuple[int, int]:
+    """Bounds between which an int32 is clamped to ``last`` where it counts and ``last + 1`` (modulo 2^32) where not.
+
+    Clamping is ten times faster than comparing on a CPU, which compares int32 one by one.
+    """
+    return max(last, -(2**31)), min(last + 1, 2**31 - 1)
+
+
+def _wrapped(value: int) -> int:
+    """``value`` modulo 2^32, as an int32."""
+    return (value + 2**31) % 2**32 - 2**31
+
+
+def _words(
+    streams: Sequence[str], count: int, device: torch.device | str
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield (start, int32 [streams, n], scratch of that shape) until ``count`` words of each stream are out.
+
+    The memory is used again for the next ones.
 
     Word i of a stream is a permutation of 32 bits applied to i: two multiply-and-shift rounds (the constants are those
     of Wellons' lowbias32) with 64 bits of key from the stream's name mixed in.
@@ -114,26 +145,26 @@ def _words(streams: Sequence[str], count: int, device: torch.device | str) -> It
     keys = [hashlib.sha256(stream.encode()).digest() for stream in streams]
     first, second = (
         torch.tensor(
-            [int.from_bytes(key[i : i + 4], "little", signed=True) for key in keys],
-            dtype=torch.int32,
-            device=device,
-        )[:, None]
+            [[int.from_bytes(key[i : i + 4], "little", signed=True)] for key in keys], dtype=torch.int32
+        ).to(device, non_blocking=True)
         for i in (0, 4)
     )
     # On a CPU the working set stays in the second-level cache: six times faster than in one sweep.
-    room = 1 << 18 if torch.device(device).type == "cpu" else 1 << 27
-    chunk = min(count, max(1, room // len(keys)))
-    counter = torch.arange(chunk, dtype=torch.int32, device=device)
-    x = torch.empty(len(keys), chunk, dtype=torch.int32, device=device)
+    room = 1 << 17 if torch.device(device).type == "cpu" else 1 << 27
+    chunk = 1 << max(0, (room // len(keys)).bit_length() - 1)
+    counter = torch.arange(min(count, chunk), dtype=torch.int32, device=device)
+    x = torch.empty(len(keys), len(counter), dtype=torch.int32, device=device)
     shifted = torch.empty_like(x)
     for start in range(0, count, chunk):
         n = min(chunk, count - start)
         y, t = x[:, :n], shifted[:, :n]
-        torch.add(counter[:n].expand_as(y), start, out=y).bitwise_xor_(first)
-        _fold(y, t, 16).mul_(0x7FEB352D).add_(second)
-        _fold(y, t, 15).mul_(0x846CA68B - 2**32)
+        # start + counter is start ^ counter, because chunks are powers of two.
+        torch.bitwise_xor(counter[:n], first ^ start, out=y)
         _fold(y, t, 16)
-        yield start, y
+        torch.add(second, y, alpha=0x7FEB352D, out=y)
+        _fold(y, t, 15).mul_(_wrapped(0x846CA68B))
+        _fold(y, t, 16)
+        yield start, y, t
 
 
 def _fold(x: Tensor, scratch: Tensor, shift: int) -> Tensor:

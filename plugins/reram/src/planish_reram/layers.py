@@ -97,9 +97,8 @@ class Crossbar(nn.Module):
         self.seeds = tuple(seeds)
         self.quantised = self._quantised()
         self.cells = program(self.quantised, physics, self.seeds, self.name, self.protection, maps)
-        self._effective: Tensor | None = None
-        self._sliced: Sliced | None = None
         self._reads = 0
+        self.forget()
 
     def forward(self, x: Tensor) -> Tensor:
         return self._bias(self.product(self.vectors(x)))
@@ -120,9 +119,37 @@ class Crossbar(nn.Module):
 
     def product(self, vectors: Tensor) -> Tensor:
         """``vectors`` [chips * N, ..., in] times the weight, without the bias, in their format."""
-        inputs = self.inputs(vectors)
-        y = fast(inputs, self.effective_weight()) if self.exact else self.sliced()(inputs)
-        return y.reshape(*vectors.shape[:-1], y.shape[-1]).to(vectors.dtype)
+        one = self._one_matrix(vectors.device)
+        if one is None:
+            inputs = self.inputs(vectors)
+            y = fast(inputs, self.effective_weight()) if self.exact else self.sliced()(inputs)
+            return y.reshape(*vectors.shape[:-1], y.shape[-1]).to(vectors.dtype)
+        # The plain case without a detour: beside a small product every call counts.
+        plain = vectors.detach() if vectors.requires_grad else vectors
+        if plain.dtype != one.dtype:
+            plain = plain.to(one.dtype)
+        values, scale = convert_inputs(plain, self.setup.converters, self.input_limit)
+        y = nn.functional.linear(values, one)
+        if isinstance(scale, Tensor):
+            y.mul_(scale)
+        return y if y.dtype == vectors.dtype else y.to(vectors.dtype)
+
+    def _one_matrix(self, device: torch.device) -> Tensor | None:
+        """[out, in], where one product with it is all there is to do: one chip, exact, the same at each read.
+
+        The step of inputs with one range for all is multiplied in.
+        """
+        if self._one is None:
+            noise = self.setup.physics.device
+            if not self.exact or len(self.seeds) > 1 or (noise is not None and noise.read_noise):
+                return None
+            self._one = self.effective_weight()[0]
+            if self.input_limit is not None and self.setup.converters.dac_bits is not None:
+                self._one = self._one * self.setup.converters.step(self.input_limit)
+        elif self._one.device != device:
+            self.forget()
+            return self._one_matrix(device)
+        return self._one
 
     def effective_weight(self) -> Tensor:
         """[chips, out, in], composed once a chip; with read noise, a fresh read each time."""
@@ -161,7 +188,9 @@ class Crossbar(nn.Module):
 
     def forget(self) -> None:
         """Drop what is computed from the cells, after a change of converters or ranges."""
-        self._effective = self._sliced = None
+        self._effective: Tensor | None = None
+        self._one: Tensor | None = None
+        self._sliced: Sliced | None = None
 
     def _adc(self) -> Adc | None:
         converters = self.setup.converters

@@ -27,11 +27,12 @@ EXACT_FLOAT32 = 2**24
 
 def fast(inputs: Inputs, effective: Tensor) -> Tensor:
     """[chips, N, out] from the effective weight [chips, out, in]."""
+    values, scale = inputs
     if effective.shape[0] == 1:
-        y = torch.nn.functional.linear(inputs.values, effective[0])
+        y = torch.nn.functional.linear(values, effective[0])
     else:
-        y = torch.bmm(inputs.values, effective.transpose(1, 2))
-    return y if inputs.scale is None else y.mul_(inputs.scale)
+        y = torch.bmm(values, effective.transpose(1, 2))
+    return y if scale is None else y.mul_(scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +133,15 @@ class Sliced:
         for a in range(A):
             for k in range(S):
                 total.zero_()
+                read = _as_it_is if self.plan.adc is None else self.plan.adc.reader(a, k, x)
                 with _tensor_cores(self.tensor_cores):
                     for t in range(T):
                         weight = matrix.copy_(self.first[a, k, t])
                         for significance, lines in driven:
-                            found = self._digitised(lines[t], weight, a, k, buffer)
+                            found = read(torch.bmm(lines[t], weight, out=buffer))
                             if k < self.plan.protection.deepest and self.others:
-                                found = self._voted(found, lines[t], a, k, t)
+                                copies = (w[a, k, t].to(x) for w in self.others)
+                                found = self._vote([found, *(read(torch.bmm(lines[t], w)) for w in copies)])
                             total.add_(found, alpha=significance)
                 yield a, k, total
 
@@ -159,13 +162,8 @@ class Sliced:
         weight = self.first[array, slice_index].to(x)
         return torch.cat([torch.matmul(self._driven(plane), weight) for _, plane in self._planes(x)])
 
-    def _digitised(self, x: Tensor, weight: Tensor, array: int, k: int, out: Tensor | None = None) -> Tensor:
-        sums = torch.bmm(x, weight, out=out)
-        return sums if self.plan.adc is None else self.plan.adc.codes_(sums, array, k)
-
-    def _voted(self, first: Tensor, x: Tensor, array: int, k: int, t: int) -> Tensor:
+    def _vote(self, found: list[Tensor]) -> Tensor:
         """Median or mean of the codes that the copies of a column give."""
-        found = [first, *(self._digitised(x, w[array, k, t].to(x), array, k) for w in self.others)]
         return torch.stack(found).mean(dim=0) if self.plan.protection.vote == "mean" else median(found)
 
     def _driven(self, x: Tensor) -> Tensor:
@@ -184,6 +182,11 @@ class Sliced:
         chips, A, S, R, C = levels.shape
         split = levels.view(chips, A, S, R, C // self.rows, self.rows)
         return split.permute(1, 2, 4, 0, 5, 3).contiguous()
+
+
+def _as_it_is(sums: Tensor) -> Tensor:
+    """What an ideal ADC makes of column sums."""
+    return sums
 
 
 def _exact_dtype(cells: Cells, plan: Plan) -> torch.dtype:

@@ -154,6 +154,7 @@ class _Ranges:
             return
         if self.stage == "inputs":
             self.layer.input_limit = self.largest or 1.0
+            self.layer.forget()
             return
         converters, layout = self.layer.setup.converters, self.layer.setup.physics.layout
         assert converters.adc_bits is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -54,11 +54,11 @@ def quantise(
     if percentile is not None and not 50 <= percentile <= 100:
         raise ConfigError(f"percentile = {percentile}: must be 50 to 100")
     values = weight.detach() if weight.dtype in (torch.float32, torch.float64) else weight.detach().float()
-    magnitude = values.abs()
     if percentile is None or percentile == 100:
-        limit = magnitude.amax(dim=1, keepdim=True) if scope == "row" else magnitude.amax()
+        over: dict[str, Any] = {"dim": 1, "keepdim": True} if scope == "row" else {}
+        limit = torch.maximum(values.amax(**over), -values.amin(**over))
     else:
-        limit = _percentile(magnitude, percentile, scope)
+        limit = _percentile(values.abs(), percentile, scope)
     if not bool(limit.isfinite().all()):
         raise PlanishError("a weight matrix holds NaN or infinity and cannot be programmed")
     top = 2 ** (bits - 1) - 1

@@ -60,7 +60,7 @@ class Layout:
     def cells(self, q: Tensor) -> Tensor:
         """Levels uint8 [A, S, out, in] of the integers q [out, in]."""
         if self.mapping == "offset":
-            stored = (q + self.offset).to(torch.uint8)[None]
+            stored = q.to(torch.int8).view(torch.uint8).add_(self.offset)[None]
         else:
             stored = torch.stack((q.clamp(min=0), (-q).clamp_(min=0))).to(torch.uint8)
         levels = stored.new_empty(stored.shape[0], self.slices, *stored.shape[1:])

@@ -117,10 +117,19 @@ class Converters:
         return adc or (self.dac_bits is not None and self.dac_range == "calibrated")
 
     @property
-    def largest_input(self) -> int:
-        """The largest integer at a word line: 2^(bits-1) - 1, or 1 in each cycle of a bit-serial input."""
+    def largest_code(self) -> int:
+        """The largest integer of an input, 2^(bits-1) - 1."""
         assert self.dac_bits is not None
-        return 1 if self.dac_serial else 2 ** (self.dac_bits - 1) - 1
+        return 2 ** (self.dac_bits - 1) - 1
+
+    @property
+    def largest_input(self) -> int:
+        """The largest integer at a word line: that of an input, or 1 in each cycle of a bit-serial one."""
+        return 1 if self.dac_serial else self.largest_code
+
+    def step(self, limit: float) -> float:
+        """What one code stands for where ``limit`` is the last one."""
+        return limit / self.largest_code
 
 
 def lossless_adc_bits(rows: int, cell_bits: int, input_bits: int) -> int:
