@@ -235,3 +235,15 @@ def test_traces_hold_the_operator() -> None:
     graph = awkward("rectangular").with_values(None)
     traced = make_fx(lambda x: spmm(graph, x))(torch.randn(30, 4))
     assert "planish_graph.spmm" in traced.code
+
+
+def test_new_values_in_the_place_of_freed_ones_are_seen() -> None:
+    """Values that are computed at every step are often put where the last ones lay."""
+    graph = from_degrees(torch.full((300,), 20))
+    x = torch.ones(300, 4, requires_grad=True)
+    (ones,) = torch.autograd.grad(spmm(graph, x).sum(), x)
+    for factor in range(1, 20):
+        values = torch.full((graph.num_edges,), float(factor))
+        (of_x,) = torch.autograd.grad(spmm(graph.with_values(values), x).sum(), x)
+        del values
+        torch.testing.assert_close(of_x, factor * ones)

@@ -176,7 +176,11 @@ ROWS = maxk(torch.ones(30, 4), 2)
         ),
         (ROWS._replace(width=300), "auto", "positions are uint8; valid: uint16 at width 300"),
         (ROWS, "cuda", "how = 'cuda' needs a CUDA device of compute capability 8.0, NVRTC"),
-        (ROWS, "fastest", "how = 'fastest' is not one of auto, dense, cuda, cuda-sorted, triton, entries"),
+        (
+            ROWS,
+            "fastest",
+            "how = 'fastest' is not one of auto, dense, cuda, cuda-sorted, cuda-tiles, triton, entries",
+        ),
     ],
 )
 def test_bad_input_is_one_line(rows: CBSR, how: str, text: str) -> None:

@@ -26,13 +26,15 @@ def test_accuracy_rows_and_curve(capsys: pytest.CaptureFixture[str]) -> None:
 def test_memory_rows_hold_their_bar() -> None:
     rows = list(benchmark._memory())
     held = [row for row in rows if row.bar]
-    assert len(held) == 2 + 2 * 2, "alone at two k; two networks at two k with everything recomputed"
+    assert len(held) == 2 + 2 * 2 * 2, (
+        "alone at two k; two networks at two k with half and everything recomputed"
+    )
     assert all(row.holds for row in held)
     assert all(row.value < row.peer_value for row in rows)
     by_metric = {row.metric: row.value for row in rows}
     for kind in ("gcn", "sage"):
         kept = [
             by_metric[f"saved for backward, 4-layer 256-wide {kind}, {what} recomputed, k = 16, 500 nodes"]
-            for what in ("nothing", "layers", "everything")
+            for what in ("nothing", "layers", "half", "everything")
         ]
         assert kept == sorted(kept, reverse=True)

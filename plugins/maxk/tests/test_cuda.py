@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,11 +16,13 @@ from planish_graph.generate import from_degrees
 from planish_graph.graph import Graph
 from planish_maxk import cuda, topk
 from planish_maxk.cbsr import aggregate, maxk
-from planish_maxk.cuda import build, products, rows
+from planish_maxk.cuda import build, products, rows, tiles
 from planish_maxk.ways import WAYS
 
 GPU = torch.device("cuda", 0)
 FLOATS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+MAKERS = [rows._top_k, rows._expand, products._forward, products._backward, products._gather, tiles._tiles]
+"""What keeps a kernel once it is built."""
 
 
 class Built(dict[str, bytes]):
@@ -43,7 +46,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return Built(code=code)
 
     monkeypatch.setattr(nvrtc, "compile", made)
-    makers = [rows._top_k, rows._expand, products._forward, products._backward, products._gather]
+    makers = MAKERS
     for maker in makers:
         maker.cache_clear()
     yield sizes
@@ -65,8 +68,10 @@ def test_every_source_compiles(builds: list[int]) -> None:
         span = min(k, 32)
         for values, weights in ((True, False), (True, True), (False, True)):
             products._backward(*case, span, values, weights, (vec, 0))
+            team = tiles.tile_team(k, vec)
+            tiles._tiles(*case, min(k, team.lanes * vec), values, weights, team)
         products._gather(*case)
-    assert len(builds) == 3 * 2 + 4 * 5
+    assert len(builds) == 3 * 2 + 4 * 8
     assert min(builds) > 1000
 
 
@@ -101,7 +106,7 @@ def test_launches_match_their_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(nvrtc, "compile", lambda source, *, defines, device: Module(source=source))
     monkeypatch.setattr(rows, "processors", lambda device: 132)
-    makers = [rows._top_k, rows._expand, products._forward, products._backward, products._gather]
+    makers = MAKERS
     for maker in makers:
         maker.cache_clear()
     try:
@@ -114,13 +119,17 @@ def test_launches_match_their_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         assert cuda.forward(graph.plan(), work, values, index, 40).shape == (6, 40)
         one, two = cuda.backward(graph.plan(), work, x, values, index, (True, True))
         assert (one.shape, two.shape) == ((6, 8), (graph.num_edges,))
+        tiled = cuda.divide_tiles(graph, 4)
+        one, two = cuda.backward_tiles(graph.plan(), tiled, x, values, index, (True, True), rows=4)
+        assert (one.shape, two.shape) == ((6, 8), (graph.num_edges,))
         torch.use_deterministic_algorithms(True)
         cuda.backward(graph.plan(), work, x, values, index, (True, True))
+        cuda.backward_tiles(graph.plan(), tiled, x, values, index, (True, True), rows=4)
     finally:
         torch.use_deterministic_algorithms(False)
         for maker in makers:
             maker.cache_clear()
-    assert launched == {"top_k", "expand", "pick", "forward", "combine", "backward", "gather"}
+    assert launched == {"top_k", "expand", "pick", "forward", "combine", "backward", "gather", "tiles"}
 
 
 @pytest.mark.parametrize("window", [1, 4, 1000])
@@ -147,12 +156,33 @@ def test_units_cover_every_entry_once(window: int) -> None:
     assert cuda.divide(graph, window, longest=20)[0] is units
 
 
+@pytest.mark.parametrize("rows", [1, 4, 256])
+def test_tiles_hold_every_entry_once(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "LARGEST", 30)
+    graph = from_degrees(torch.tensor([0, 3, 41, 20, 1, 20, 21, 0, 100]))
+    units, packed, order = cuda.divide_tiles(graph, rows)
+    assert sorted(order.tolist()) == list(range(graph.num_edges))
+    seen = torch.zeros(graph.num_edges, dtype=torch.int64)
+    for first, many, start, count in units.tolist():
+        assert 0 < count <= 30
+        assert many <= rows
+        part = slice(start, start + count)
+        assert torch.equal(first + packed[part] % 256, graph.rows[order[part]])
+        assert torch.equal(packed[part] // 256, graph.indices[order[part]])
+        assert (graph.indices[order[part]].diff() >= 0).all(), "by source"
+        seen[part] += 1
+    assert (seen == 1).all()
+    assert (units[:, 3].diff() <= 0).all(), "long units first"
+
+
 def test_compiled_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is traced, with plain torch in the place of the kernels."""
     dense = WAYS["dense"]
     monkeypatch.setitem(build._known, 0, True)
     usable = lambda values, width: build._device_fits(0)  # noqa: E731
-    way = type(dense)(dense.forward, dense.backward, usable, lambda graph, values: cuda.divide(graph), True)
+    way = replace(
+        dense, usable=usable, divide=lambda graph, values, width: cuda.divide(graph), deterministic=True
+    )
     monkeypatch.setitem(WAYS, "cuda", way)
     graph = from_degrees(torch.tensor([0, 3, 41, 20, 1, 20]))
     x = torch.randn(6, 8, requires_grad=True)
@@ -164,10 +194,10 @@ def test_compiled_whole(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_spans_keep_what_is_added_to_in_the_cache() -> None:
-    assert products._span(232_965, 64) == 32
-    assert products._span(232_965, 32) == 32
-    assert products._span(20_000, 64) == 64
-    assert products._span(2_449_029, 64) == 64, "tiles of a large graph would not stay either"
+    assert products.span_of(232_965, 64) == 32
+    assert products.span_of(232_965, 32) == 32
+    assert products.span_of(20_000, 64) == 64
+    assert products.span_of(2_449_029, 64) == 64, "tiles of a large graph would not stay either"
 
 
 # ---- on a GPU ---------------------------------------------------------------------------------------------------------
@@ -187,7 +217,7 @@ def graphs() -> Iterator[Graph]:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("how", ["cuda", "cuda-sorted", "triton", "auto"])
+@pytest.mark.parametrize("how", ["cuda", "cuda-sorted", "cuda-tiles", "triton", "auto"])
 def test_values_and_gradients_on_a_gpu(how: str, dtype: torch.dtype) -> None:
     if how == "triton":
         pytest.importorskip("triton")

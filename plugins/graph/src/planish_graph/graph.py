@@ -33,8 +33,11 @@ class Plan(NamedTuple):
 
 @dataclass(slots=True)
 class _Kept:
+    """``values`` are those it was made from: as long as they live, no others can lie in their place."""
+
     stamp: Stamp
     made: Any
+    values: Tensor | None
 
 
 class _Cache(dict[Hashable, _Kept]):
@@ -154,7 +157,8 @@ class Graph:
         stamp = self._stamp(values)
         if found is None or found.stamp != stamp:
             with torch.inference_mode(False), torch.no_grad():
-                found = self._kept[key] = _Kept(stamp, build())
+                held = self.value.detach() if values and self.value is not None else None
+                found = self._kept[key] = _Kept(stamp, build(), held)
         return cast("T", found.made)
 
     def has(self, key: Hashable) -> bool:

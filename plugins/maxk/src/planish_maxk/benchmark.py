@@ -131,7 +131,7 @@ def _memory() -> Iterator[Row]:
         for k in (16, 32):
             for what in get_args(Recompute):
                 name = f"4-layer 256-wide {kind}, {what} recomputed"
-                bar = ("<=", 0.25) if what == "everything" else None
+                bar = ("<=", 0.25) if what in ("half", "everything") else None
                 yield _saved(name, k, saved_bytes(rewrite(net, k, None, what), batch), peer, bar)
 
 

@@ -12,15 +12,16 @@ from torch.nn import functional as F
 from planish.errors import DataError
 from planish_graph import check
 from planish_graph.dispatch import Candidate, Dispatcher, Program
-from planish_graph.graph import Graph
-from planish_graph.spmm import spmm
+from planish_graph.graph import Graph, Plan
+from planish_graph.spmm import only_computed, spmm
 from planish_maxk import cuda, ops, topk  # noqa: F401 - ops registers the operators
-from planish_maxk.ways import WAYS, find
+from planish_maxk.ways import WAYS, Work, find
 
 CUDA = f"needs a CUDA device of compute capability 8.0, NVRTC, no float64, and rows of at most {cuda.WIDEST}"
 NEEDS = {
     "cuda": CUDA,
     "cuda-sorted": CUDA,
+    "cuda-tiles": f"{CUDA}; narrower ones where little fits on chip",
     "triton": "needs triton, a CUDA device, and no float64",
 }
 
@@ -69,7 +70,7 @@ def aggregate(graph: Graph, rows: CBSR | Tensor, how: str = "auto") -> Tensor:
 
     Args:
         how: one of `planish_maxk.ways.WAYS`: ``"dense"`` expands the rows and takes the fastest dense product, ``"cuda"``,
-            ``"cuda-sorted"`` and ``"triton"`` are kernels, ``"entries"`` the float64 reference; ``"auto"``: see `choose`.
+            ``"cuda-sorted"``, ``"cuda-tiles"`` and ``"triton"`` are kernels, ``"entries"`` the float64 reference; ``"auto"``: see `choose`.
 
     Raises:
         DataError: the rows do not fit the graph or lie on another device, or ``how`` is not possible here.
@@ -77,31 +78,41 @@ def aggregate(graph: Graph, rows: CBSR | Tensor, how: str = "auto") -> Tensor:
     if isinstance(rows, Tensor):
         return spmm(graph, rows)
     _fits(graph, rows)
-    rows = rows._replace(values=_cast(rows.values), positions=rows.positions.contiguous())
-    plan = graph.plan()
+    rows = CBSR(_cast(rows.values), rows.positions.contiguous(), rows.width)
     if torch.compiler.is_compiling():
-        how, back, work = _prepare(graph, rows, how)
+        work = _prepare(graph, rows, how)
     else:
         strict = torch.are_deterministic_algorithms_enabled()
         kind = rows.values.shape[1], rows.values.dtype, rows.positions.dtype, rows.width
-        key = ("maxk", how, len(WAYS), strict, kind)
-        how, back, work = graph.kept(key, lambda: _prepare(graph, rows, how))
-        if type(rows.values) is Tensor and not _differentiated(graph, rows):
-            # Past the operator, whose way through torch takes longer than the product of a small graph.
-            return WAYS[how].forward(plan, tuple(t for t in work[:3] if t is not None), *rows)
-    out: Tensor = torch.ops.planish_maxk.aggregate(*plan, *work, *rows, how, back)
+        work = graph.kept(("maxk", how, len(WAYS), strict, kind), lambda: _prepare(graph, rows, how))
+    plan = Plan(graph.indptr, graph.indices, graph.value, *work.transposed)
+    if only_computed(rows.values, graph.value):
+        return WAYS[work.how].forward(plan, work.forward, *rows)
+    filled = (*work.forward, None, None, None)[:3] + (*work.backward, None, None, None)[:3]
+    out: Tensor = torch.ops.planish_maxk.aggregate(*plan, *filled, *rows, work.how, work.back)
     return out
 
 
-def _prepare(graph: Graph, rows: CBSR, how: str) -> tuple[str, str, tuple[Tensor | None, ...]]:
-    """Ways of both passes, and how they divide the work."""
+class _Prepared(NamedTuple):
+    """The ways of both passes, how they divide the work, and the rest of the graph's plan."""
+
+    how: str
+    back: str
+    forward: Work
+    backward: Work
+    transposed: tuple[Tensor, Tensor, Tensor]
+
+
+def _prepare(graph: Graph, rows: CBSR, how: str) -> _Prepared:
     how, back = choose(graph, rows) if how == "auto" else (how, how)
-    return how, back, (*_work(graph, rows, how), *_work(graph, rows, back))
-
-
-def _differentiated(graph: Graph, rows: CBSR) -> bool:
-    needed = rows.values.requires_grad or (graph.value is not None and graph.value.requires_grad)
-    return needed and torch.is_grad_enabled()
+    for name in {how, back}:
+        if not find(name).usable(rows.values, rows.width):
+            raise DataError(
+                f"aggregate: how = {name!r} {NEEDS.get(name, 'does not run here')}; valid: auto, dense, entries"
+            )
+    forward = WAYS[how].divide(graph, rows.values, rows.width)
+    backward = WAYS[back].division(backward=True)(graph, rows.values, rows.width)
+    return _Prepared(how, back, forward, backward, graph.plan()[3:])
 
 
 def choose(graph: Graph, rows: CBSR) -> tuple[str, str]:
@@ -126,13 +137,17 @@ def choose(graph: Graph, rows: CBSR) -> tuple[str, str]:
         return usable[0], usable[0]  # the interpreter is for checking kernels, not for timing them
     operands = rows.values.detach(), rows.positions, rows.width
     forward, backward = _dispatchers("dense", *usable)
-    return forward.choose(graph, *operands).name, backward.choose(graph, *operands).name
+    back = backward.choose(graph, *operands).name
+    for name in usable:
+        if name != back and (forget := WAYS[name].forget):
+            forget(graph, rows.values, rows.width)
+    return forward.choose(graph, *operands).name, back
 
 
 @cache
 def _dispatchers(*names: str) -> tuple[Dispatcher, Dispatcher]:
     return (
-        Dispatcher("maxk forward", [_forward(name) for name in names]),
+        Dispatcher("maxk forward", [_forward(name) for name in names if WAYS[name].divide_back is None]),
         Dispatcher("maxk backward", [_backward(name) for name in names]),
     )
 
@@ -158,17 +173,6 @@ def _fits(graph: Graph, rows: CBSR) -> None:
             )
 
 
-def _work(graph: Graph, rows: CBSR, how: str) -> tuple[Tensor | None, ...]:
-    """How a way divides the work on this graph, filled up to three."""
-    way = find(how)
-    if not way.usable(rows.values, rows.width):
-        raise DataError(
-            f"aggregate: how = {how!r} {NEEDS.get(how, 'does not run here')}; valid: auto, dense, entries"
-        )
-    work = way.divide(graph, rows.values)
-    return (*work, *[None] * (3 - len(work)))
-
-
 def _cast(x: Tensor) -> Tensor:
     """Contiguous, and of autocast's type where it is on, as the operand of a dense product would be."""
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
@@ -178,7 +182,7 @@ def _cast(x: Tensor) -> Tensor:
 
 def _forward(how: str) -> Candidate:
     def prepare(graph: Graph, values: Tensor, index: Tensor, width: int) -> Program:
-        plan, work, run = graph.plan(), WAYS[how].divide(graph, values), WAYS[how].forward
+        plan, work, run = graph.plan(), WAYS[how].divide(graph, values, width), WAYS[how].forward
         return lambda: run(plan, work, values, index, width)
 
     return Candidate(how, prepare, WAYS[how].deterministic)
@@ -186,7 +190,8 @@ def _forward(how: str) -> Candidate:
 
 def _backward(how: str) -> Candidate:
     def prepare(graph: Graph, values: Tensor, index: Tensor, width: int) -> Program:
-        plan, work, run = graph.plan(), WAYS[how].divide(graph, values), WAYS[how].backward
+        plan, work = graph.plan(), WAYS[how].division(backward=True)(graph, values, width)
+        run = WAYS[how].backward
         grad = values.new_ones(graph.num_rows, width)
         return lambda: run(plan, work, grad, values, index, (True, False))[0].to(values.dtype)
 

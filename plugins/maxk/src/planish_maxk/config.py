@@ -22,10 +22,10 @@ class MaxKConfig(MethodConfig):
         "best",
         description="weights of the epoch with the best validation accuracy (the first of equals), or of the last",
     )
-    recompute: Literal["nothing", "layers", "everything"] = Field(
+    recompute: Literal["nothing", "layers", "half", "everything"] = Field(
         "nothing",
         description="what the backward pass computes again instead of keeping it: layers between an aggregation and the "
-        "next compressed activation, or aggregations too",
+        "next compressed activation, half of the aggregations too, or all of them",
     )
     timing_rounds: int = Field(
         9, ge=0, le=1000, description="training epochs timed of the network before and after; 0: not measured"

@@ -6,7 +6,7 @@ Compressed rows are the cheapest place to cut a network: [N, k] values and posit
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from planish_maxk.layers import dense
 
-Recompute = Literal["nothing", "layers", "everything"]
+Recompute = Literal["nothing", "layers", "half", "everything"]
 
 
 class Recomputed(nn.Module):
@@ -33,21 +33,23 @@ class Recomputed(nn.Module):
 
 
 def cut(
-    traced: fx.GraphModule, rows: Collection[fx.Node], products: Collection[fx.Node], what: Recompute
+    traced: fx.GraphModule, rows: Collection[fx.Node], products: Sequence[fx.Node], what: Recompute
 ) -> fx.GraphModule:
     """The same computation in pieces that end with compressed rows, each recomputed.
 
     Args:
         rows: the nodes that give compressed rows to aggregations.
-        products: the aggregations: ``"layers"`` keeps their results [N, D] and does not repeat them, ``"everything"`` does.
+        products: the aggregations, in order: ``"layers"`` keeps their results [N, D] and does not repeat them, ``"half"``
+            repeats every second, beginning with the first, and ``"everything"`` all.
     """
     if what == "nothing":
         return traced
+    spared = set({"layers": products, "half": products[1::2], "everything": []}[what])
     piece: dict[fx.Node, int] = {}
     kept: set[int] = set()
     current = 0
     for node in traced.graph.nodes:
-        alone = what == "layers" and node in products
+        alone = node in spared
         current += alone
         piece[node] = current
         if alone:

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from planish_maxk.recompute import Recomputed
 
+PASSED_OVER = -100
+
 
 class Training:
     """Adam on the cross entropy of the training nodes; remembers the weights of the best validation epoch.
@@ -36,7 +38,8 @@ class Training:
         self.module = module
         self.batch = batch
         self.y = y
-        self.train = train & (y >= 0)
+        # Other nodes are passed over by the loss: picking out rows would wait for their number and scatter in the backward pass.
+        self.target = torch.where(train & (y >= 0), y, PASSED_OVER)
         self.validation = validation & (y >= 0)
         self.optimizer = torch.optim.Adam(module.parameters(), lr=lr, weight_decay=weight_decay)
         self.best = -1
@@ -46,7 +49,8 @@ class Training:
         """One epoch: forward, backward, update. The loss [] before the update, detached."""
         self.module.train()
         self.optimizer.zero_grad()
-        loss = F.cross_entropy(self.module(**self.batch)[self.train].float(), self.y[self.train])
+        logits = self.module(**self.batch).float()
+        loss = F.cross_entropy(logits, self.target, ignore_index=PASSED_OVER)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return loss.detach()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from planish_maxk import cuda, kernels, product
 
 Work = tuple[Tensor, ...]
 """Up to three tensors."""
+Divide = Callable[[Graph, Tensor, int], Work]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +25,24 @@ class Way:
         backward: ``backward(plan, work, grad, values, index, wanted)`` gives the gradients of the kept values [M, k] and
             of A's values [E], where ``wanted`` says which; the other may be empty.
         usable: ``usable(values, width)`` says whether it runs on such values [M, k] of rows of that width.
-        divide: ``divide(graph, values)`` is how it divides the work; what this gives, kept on the graph, comes back as
-            ``work``.
+        divide: ``divide(graph, values, width)`` is how it divides the work; what this gives, kept on the graph, comes back
+            as ``work``.
+        divide_back: the same for the backward pass, where it differs.
+        forget: ``forget(graph, values, width)`` frees what that keeps, for a way that was tried and not chosen.
         deterministic: whether two runs give the same bits where `torch.use_deterministic_algorithms` is on.
     """
 
     forward: Callable[[Plan, Work, Tensor, Tensor, int], Tensor]
     backward: Callable[[Plan, Work, Tensor, Tensor, Tensor, tuple[bool, bool]], tuple[Tensor, Tensor]]
     usable: Callable[[Tensor, int], bool] = lambda values, width: True
-    divide: Callable[[Graph, Tensor], Work] = lambda graph, values: ()
+    divide: Divide = lambda graph, values, width: ()
+    divide_back: Divide | None = None
+    forget: Callable[[Graph, Tensor, int], None] | None = None
     deterministic: bool = False
+
+    def division(self, backward: bool) -> Divide:
+        """How the work of a pass is divided."""
+        return self.divide_back if backward and self.divide_back else self.divide
 
 
 def find(name: str) -> Way:
@@ -70,20 +79,37 @@ def _cuda(window: int | None) -> Way:
         cuda.forward,
         cuda.backward,
         cuda.fits,
-        lambda graph, values: cuda.divide(graph, window),
+        lambda graph, values, width: cuda.divide(graph, window),
         deterministic=True,
     )
 
 
+def _tiled(way: Way) -> Way:
+    """The same forward pass, and the backward pass by tiles of destinations."""
+
+    def rows(values: Tensor, width: int) -> int:
+        return cuda.tile_rows(width, values.device.index)
+
+    return replace(
+        way,
+        backward=cuda.backward_tiles,
+        usable=lambda values, width: cuda.fits(values, width) and cuda.fits_tiles(values, width),
+        divide_back=lambda graph, values, width: cuda.divide_tiles(graph, rows(values, width)),
+        forget=lambda graph, values, width: cuda.forget_tiles(graph, rows(values, width)),
+    )
+
+
+WINDOWS = _cuda(cuda.WINDOW)
 WAYS = {
     "dense": _plain(product.through_dense, product.through_dense_backward),
-    "cuda": _cuda(cuda.WINDOW),
+    "cuda": WINDOWS,
     "cuda-sorted": _cuda(None),
+    "cuda-tiles": _tiled(WINDOWS),
     "triton": Way(
         kernels.forward,
         kernels.backward,
         lambda values, width: kernels.usable(values),
-        lambda graph, values: kernels.divide(graph),
+        lambda graph, values, width: kernels.divide(graph),
     ),
     "entries": _plain(product.entrywise, product.entrywise_backward),
 }

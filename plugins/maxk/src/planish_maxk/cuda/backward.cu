@@ -10,30 +10,6 @@
 #define STEP (LANES * VEC)
 #define PASSES ((SPAN + STEP - 1) / STEP)
 
-__device__ __forceinline__ void stage(float* to, const number* __restrict__ grad, int lane) {
-#if D % 4 == 0
-    for (int c = 4 * lane; c < D; c += 128) {
-        Pack<number, 4> got = load<4>(grad + c);
-#pragma unroll
-        for (int i = 0; i < 4; i++) to[place(c + i)] = wide(got.at[i]);
-    }
-#else
-    for (int c = lane; c < D; c += 32) to[place(c)] = wide(grad[c]);
-#endif
-}
-
-__device__ __forceinline__ void add(float* to, const float (&what)[VEC]) {
-#if __CUDA_ARCH__ >= 900 && VEC == 4
-    asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(what[0]), "f"(what[1]), "f"(what[2]),
-                 "f"(what[3]) : "memory");
-#elif __CUDA_ARCH__ >= 900 && VEC == 2
-    asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(what[0]), "f"(what[1]) : "memory");
-#else
-#pragma unroll
-    for (int i = 0; i < VEC; i++) atomicAdd(to + i, what[i]);
-#endif
-}
-
 // of_values [M, K] has to be zero before the first launch.
 extern "C" __global__ void __launch_bounds__(32 * WARPS) backward(
     const node* __restrict__ units, const node* __restrict__ indices, const float* __restrict__ weight,
@@ -93,8 +69,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) backward(
                 for (int u = 0; u < UNROLL; u++) {
                     if (live[u]) {
                         float g[VEC];
+                        int from[VEC];
+                        places(p[u], from);
 #pragma unroll
-                        for (int i = 0; i < VEC; i++) g[i] = sampled[place(p[u].at[i])];
+                        for (int i = 0; i < VEC; i++) g[i] = sampled[from[i]];
 #if WEIGHTS
 #pragma unroll
                         for (int i = 0; i < VEC; i++) inner[u] += g[i] * wide(v[u].at[i]);

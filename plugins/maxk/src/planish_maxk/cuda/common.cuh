@@ -61,3 +61,57 @@ template <int N, typename T> __device__ __forceinline__ Pack<T, N> load(const T*
 #define ROUNDS ((D + 31) / 32)
 #define ROW (32 * ROUNDS)
 __device__ __forceinline__ int place(int c) { return c % ROUNDS * 32 + c / ROUNDS; }
+
+#define BYTE_PLACES (POSITION == 1 && D == ROW && (ROUNDS & (ROUNDS - 1)) == 0)
+
+#if BYTE_PLACES
+// The places of N positions in rows of 32, 64, 128 or 256 columns, a byte each, all at once.
+template <int N> __device__ __forceinline__ unsigned places_in_bytes(const Pack<position, N>& p) {
+    unsigned all;
+    if (N == 4) all = *reinterpret_cast<const unsigned*>(&p);
+    else if (N == 2) all = *reinterpret_cast<const unsigned short*>(&p);
+    else all = p.at[0];
+    return (all / ROUNDS & 0x01010101u * (255 / ROUNDS)) | (all & 0x01010101u * (ROUNDS - 1)) * 32;
+}
+#endif
+
+template <int N> __device__ __forceinline__ void places(const Pack<position, N>& p, int (&at)[N]) {
+#if BYTE_PLACES
+    unsigned all = places_in_bytes(p);
+#pragma unroll
+    for (int i = 0; i < N; i++) at[i] = all >> 8 * i & 255;
+#else
+#pragma unroll
+    for (int i = 0; i < N; i++) at[i] = place(p.at[i]);
+#endif
+}
+
+// A dense row onto the chip, by a warp.
+__device__ __forceinline__ void stage(float* to, const number* __restrict__ from, int lane) {
+#if D % 4 == 0
+    for (int c = 4 * lane; c < D; c += 128) {
+        Pack<number, 4> got = load<4>(from + c);
+#pragma unroll
+        for (int i = 0; i < 4; i++) to[place(c + i)] = wide(got.at[i]);
+    }
+#else
+    for (int c = lane; c < D; c += 32) to[place(c)] = wide(from[c]);
+#endif
+}
+
+// Neighbours in memory += what, atomically; `to` is as aligned as all of them.
+template <int N> __device__ __forceinline__ void add(float* to, const float (&what)[N]) {
+#if __CUDA_ARCH__ >= 900
+    if (N == 4) {
+        asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(what[0]), "f"(what[1 % N]),
+                     "f"(what[2 % N]), "f"(what[3 % N]) : "memory");
+        return;
+    }
+    if (N == 2) {
+        asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(what[0]), "f"(what[1 % N]) : "memory");
+        return;
+    }
+#endif
+#pragma unroll
+    for (int i = 0; i < N; i++) atomicAdd(to + i, what[i]);
+}

@@ -11,7 +11,7 @@
 // Entries e, e + 1, ... of the 32 whose sources and weights the lanes hold, `n` of them.
 template <bool WHOLE>
 __device__ __forceinline__ void gather(
-    float* mine, const number* __restrict__ values, const position* __restrict__ index, node source, float scale, int e,
+    float* mine, const number* values, const position* index, node source, float scale, int e,
     int n, int group, int within) {
 #pragma unroll 1
     for (int pass = 0; pass < PASSES; pass++) {
@@ -32,14 +32,17 @@ __device__ __forceinline__ void gather(
                 p[u] = load<VEC>(index + at);
             }
         }
+        __syncwarp();  // or else the compiler moves loads behind the first additions, and fewer are in flight
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
             if (live[u]) {
                 float old[VEC];
+                int to[VEC];
+                places(p[u], to);
 #pragma unroll
-                for (int i = 0; i < VEC; i++) old[i] = mine[place(p[u].at[i])];
+                for (int i = 0; i < VEC; i++) old[i] = mine[to[i]];
 #pragma unroll
-                for (int i = 0; i < VEC; i++) mine[place(p[u].at[i])] = old[i] + a[u] * wide(v[u].at[i]);
+                for (int i = 0; i < VEC; i++) mine[to[i]] = old[i] + a[u] * wide(v[u].at[i]);
             }
             __syncwarp();
         }
@@ -76,8 +79,7 @@ __device__ __forceinline__ float same(float x) { return x; }
 // units [count, 4]: row, first entry, entries, and where in `pieces` [., D] the sum goes, or -1 for a whole row.
 extern "C" __global__ void __launch_bounds__(32 * WARPS) forward(
     const node* __restrict__ units, const node* __restrict__ indices, const float* __restrict__ weight,
-    const number* __restrict__ values, const position* __restrict__ index, number* __restrict__ y,
-    float* __restrict__ pieces, int count) {
+    const number* values, const position* index, number* y, float* pieces, int count) {
     extern __shared__ __align__(16) float accumulators[];  // [WARPS, GROUPS, ROW]
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / LANES, within = lane % LANES * VEC;
     int unit = blockIdx.x * WARPS + warp;

@@ -59,7 +59,7 @@ def forward(
     weight = _single(plan.value)
     kernel, combine, warps, shared = _forward(
         values.dtype, index.element_size(), plan.indices.element_size(), width, k, values.device.index,
-        weight is not None, team or (_vec(k, values, index), busy(rows, plan.indices.shape[0])),
+        weight is not None, team or (aligned(k, values, index), busy(rows, plan.indices.shape[0])),
     )  # fmt: skip
     units, cuts = work
     pieces = (
@@ -82,11 +82,11 @@ def forward_team(k: int, width: int, vec: int = 4, level: int = 0) -> Team:
     if k <= 8:
         most, unroll = 1, 8 if level else 2
     elif k <= 16:
-        most, unroll = 2 if level else 1, 4
+        most, unroll = (2, 4) if level else (1, 2)
     elif k <= 32:
         most, unroll = 2, 4 if level == 2 else 2
     else:
-        most, unroll = 4, 1
+        most, unroll = 4, 1 if level else 2
     vec, warps = min(vec, most), 4
     lanes = min(32, power(-(-k // vec)))
     groups = max(1, min(32 // lanes, 4, (96 << 10) // (4 * warps * row_floats(width))))
@@ -104,7 +104,7 @@ def _forward(
     weighted: bool,
     how: Team | tuple[int, int],
 ) -> tuple[Kernel, Kernel, int, int]:
-    """Both kernels, warps a block, and bytes of shared memory; ``how`` is a team, or what `_vec` and `busy` gave."""
+    """Both kernels, warps a block, and bytes of shared memory; ``how`` is a team, or what `aligned` and `busy` gave."""
     team = how if isinstance(how, Team) else forward_team(k, width, *how)
     macros = {**team.macros(), "WEIGHTED": int(weighted)}
     built = module("forward", dtype, position, node, width, k, device, macros)
@@ -123,24 +123,15 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients, in fp32, of the kept values [M, k] and of A's values [E]; ``wanted`` says which, the other is empty."""
     nodes, k = index.shape
-    if grad.data_ptr() % 16:
-        grad = grad.clone()  # its rows are read four numbers at once
-    weight = _single(plan.value)
-    strict = torch.are_deterministic_algorithms_enabled()
-    of_weight = torch.empty(plan.indices.shape[0] if wanted[1] else 0, device=grad.device)
-    if strict and wanted[0]:
-        fixed = gathered if k <= MOST_GATHERED else product.through_dense_backward
-        of_values = fixed(plan, grad, index)
-    else:
-        of_values = torch.zeros(nodes if wanted[0] else 0, k, device=grad.device)
-    atomic = wanted[0] and not strict
+    grad, of_values, of_weight, atomic = begin(plan, grad, index, wanted)
     if not atomic and not wanted[1]:
         return of_values, of_weight
-    span = span or _span(nodes, k)
+    weight = _single(plan.value)
+    span = span or span_of(nodes, k)
     kernel, warps, shared = _backward(
         grad.dtype, index.element_size(), plan.indices.element_size(), grad.shape[1], k, grad.device.index,
         weight is not None, span, atomic, wanted[1],
-        team or (_vec(k, values, index), busy(plan.indptr.shape[0] - 1, plan.indices.shape[0])),
+        team or (aligned(k, values, index), busy(plan.indptr.shape[0] - 1, plan.indices.shape[0])),
     )  # fmt: skip
     units = work[0]
     for slot in range(0, k, span):
@@ -151,7 +142,24 @@ def backward(
     return of_values, of_weight
 
 
-def _span(nodes: int, k: int) -> int:
+def begin(
+    plan: Plan, grad: Tensor, index: Tensor, wanted: tuple[bool, bool]
+) -> tuple[Tensor, Tensor, Tensor, bool]:
+    """The gradient, aligned; room for both results; and whether a kernel still has to add to the first of them, which
+    is complete where results have to repeat."""
+    nodes, k = index.shape
+    strict = torch.are_deterministic_algorithms_enabled()
+    if grad.data_ptr() % 16:
+        grad = grad.clone()  # its rows are read four numbers at once
+    if strict and wanted[0]:
+        of_values = (gathered if k <= MOST_GATHERED else product.through_dense_backward)(plan, grad, index)
+    else:
+        of_values = torch.zeros(nodes if wanted[0] else 0, k, device=grad.device)
+    of_weight = torch.empty(plan.indices.shape[0] if wanted[1] else 0, device=grad.device)
+    return grad, of_values, of_weight, wanted[0] and not strict
+
+
+def span_of(nodes: int, k: int) -> int:
     """All k kept entries, or tiles of them where that makes what is added to fit the cache."""
     return TILE if 4 * nodes * k > CACHE >= 4 * nodes * TILE else k
 
@@ -159,7 +167,7 @@ def _span(nodes: int, k: int) -> int:
 def backward_team(span: int, width: int, vec: int = 4, level: int = 0) -> Team:
     """Four neighbours a lane: one 16-byte reduction. ``level`` is what `busy` gave."""
     lanes = min(32, power(-(-span // vec)))
-    unroll = 1 if span <= 16 else 4 if level == 2 else 2
+    unroll = 1 if span <= 16 else 2 if level == 1 else 4
     return Team(vec, lanes, 32 // lanes, unroll, 4 if width > 2048 else 8)
 
 
@@ -168,7 +176,7 @@ def _backward(
     dtype: torch.dtype, position: int, node: int, width: int, k: int, device: int, weighted: bool, span: int,
     values: bool, weights: bool, how: Team | tuple[int, int],
 ) -> tuple[Kernel, int, int]:  # fmt: skip
-    """The kernel, warps a block, and bytes of shared memory; ``how`` is a team, or what `_vec` and `busy` gave."""
+    """The kernel, warps a block, and bytes of shared memory; ``how`` is a team, or what `aligned` and `busy` gave."""
     team = how if isinstance(how, Team) else backward_team(span, width, *how)
     macros = {
         **team.macros(), "WEIGHTED": int(weighted), "SPAN": span, "VALUES": int(values), "WEIGHTS": int(weights),
@@ -199,7 +207,7 @@ def _gather(
     return module("gather", dtype, position, node, width, k, device, macros)["gather"]
 
 
-def _vec(k: int, values: Tensor, index: Tensor) -> int:
+def aligned(k: int, values: Tensor, index: Tensor) -> int:
     """Neighbouring kept entries that one instruction can load: rows have to start where such loads may."""
     for vec in (4, 2):
         aligned = (
