@@ -85,11 +85,11 @@ class Budget:
     @classmethod
     def full(cls) -> Budget:
         grid, tuning = tuple(1e-5 * 10 ** (k / 3) for k in range(7)), (300, 301, 302)
-        first, rest = list(ESTIMATORS)[:6], list(ESTIMATORS)[6:]
+        names = (*list(ESTIMATORS)[:6], ADAMW, *list(ESTIMATORS)[6:])
         return cls(
             {
-                "stories260k": Plan(1200, grid, tuning, (*first, ADAMW, *rest)),
-                "testbed:lm": Plan(1000, grid, tuning, (*first, ADAMW), 48),
+                "stories260k": Plan(1200, grid, tuning, names),
+                "testbed:lm": Plan(1000, grid, tuning, names, 48),
             }
         )
 
