@@ -77,7 +77,7 @@ def check(options: argparse.Namespace) -> Iterator[tuple[str, Result]]:
     """
     ways = [
         how
-        for how in ("cuda", "cuda-sorted", "cuda-tiles", "triton", "dense", "auto")
+        for how in ("cuda", "cuda-sorted", "cuda-tiles", "cuda-gather", "triton", "dense", "auto")
         if how in (*WAYS, "auto")
     ]
     jobs: dict[str, tuple[Callable[..., Result], Any]] = {
@@ -466,11 +466,12 @@ def one_graph(graph: Graph, options: argparse.Namespace) -> Result:
     x = torch.randn(graph.num_cols, 256, generator=generator, device=GPU)
     grad = torch.randn(graph.num_rows, 256, generator=generator, device=GPU)
     small = graph.num_edges < 2_000_000
+    rounds = 200 if small else 20  # what takes microseconds depends on the host
     found: Result = {
         "nodes": graph.num_rows, "entries": graph.num_edges, "largest degree": int(graph.degrees.max()), "k": {},
     }  # fmt: skip
-    found["cuSPARSE ms"] = cusparse_times(graph, x, small)
-    plan = forward_plan(graph)
+    found["cuSPARSE ms"] = cusparse_times(graph, x, small, rounds)
+    plan = graph.plan() if small else forward_plan(graph)
     ways = {"windows": cuda.divide(graph), "sorted": cuda.divide(graph, None)}
     tiles = cuda.divide_tiles(graph, cuda.tile_rows(256, 0))
     found["units, cut rows"] = [len(t) for t in ways["windows"]]
@@ -481,11 +482,15 @@ def one_graph(graph: Graph, options: argparse.Namespace) -> Result:
         programs: dict[tuple[str, str], Callable[[], Any]] = {
             ("backward", "tiles"): partial(cuda.backward_tiles, plan, tiles, *operands)
         }
+        if small:
+            programs["backward", "gather"] = partial(cuda.backward_gathered, plan, ways["windows"], *operands)
         for way, work in ways.items():
-            programs["forward", way] = partial(cuda.forward, plan, work, values, index, 256)
+            programs["forward", way] = partial(
+                cuda.forward, plan, work, values, index, 256, far=way == "sorted"
+            )
             programs["backward", way] = partial(cuda.backward, plan, work, *operands)
         for (name, way), run in programs.items():
-            row[f"{name} ms, {way}"] = median_ms(run)
+            row[f"{name} ms, {way}"] = median_ms(run, rounds)
             if small:
                 row[f"{name} captured ms, {way}"] = captured_ms(run)
             if name == "forward":
@@ -500,8 +505,8 @@ def one_graph(graph: Graph, options: argparse.Namespace) -> Result:
         if small:  # what a user calls, the operators and the choice included
             rows = CBSR(values, index, 256)
             row["chosen"] = choose(graph, rows)
-            row["operator ms"] = median_ms(lambda: aggregate(graph, rows))  # noqa: B023
-            row["dense operator ms"] = median_ms(lambda: spmm(graph, x))
+            row["operator ms"] = median_ms(lambda: aggregate(graph, rows), rounds)  # noqa: B023
+            row["dense operator ms"] = median_ms(lambda: spmm(graph, x), rounds)
     return found
 
 
@@ -510,12 +515,12 @@ def forward_plan(graph: Graph) -> Any:
     return Plan(graph.indptr, graph.indices, graph.value, graph.indptr, graph.indices, graph.indices)
 
 
-def cusparse_times(graph: Graph, x: Tensor, small: bool) -> Result:
+def cusparse_times(graph: Graph, x: Tensor, small: bool, rounds: int) -> Result:
     """torch's product, and cuSPARSE's algorithms with everything prepared that can be."""
     found = {"torch": median_ms(lambda: csr_product(graph.indptr, graph.indices, graph.value, x), 10)}
     for algorithm in cusparse.ALGORITHMS:
         if (program := cusparse.product(graph, x, algorithm)) is not None:
-            found[algorithm] = median_ms(program)
+            found[algorithm] = median_ms(program, rounds)
             if small:
                 found[f"{algorithm}, captured"] = captured_ms(program)
     return found

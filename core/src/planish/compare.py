@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from planish import timing
 from planish.artifact import Artifact
 from planish.measure import Measurement
+from planish.model import TorchModel
 from planish.timing import Quartiles, Timing
 from planish.weights import Counts
 
@@ -141,6 +142,8 @@ def _time(models: Sequence[Any], task: Task, device: str, rounds: int) -> dict[s
 
     def program(model: Any) -> Callable[[], object]:
         batch = task.example(model)
+        if isinstance(model, TorchModel):  # copies to the device are no part of a call
+            batch = {name: value.to(model.device) for name, value in batch.items()}
         return lambda: model(batch)
 
     programs = {str(number): program(model) for number, model in enumerate(models) if callable(model)}

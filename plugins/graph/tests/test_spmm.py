@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from planish.errors import DataError, PlanishError
 from planish_graph.convert import from_edges
-from planish_graph.dispatch import SPMM, Candidate, Dispatcher
+from planish_graph.dispatch import SPMM, Candidate, Dispatcher, Program
 from planish_graph.generate import from_degrees
 from planish_graph.graph import Graph, found
 from planish_graph.reference import csr_product, gathered_product
@@ -112,9 +112,12 @@ def test_bad_features_are_one_line(x: Tensor, text: str) -> None:
         spmm(awkward("rectangular"), x)
 
 
-def test_dispatcher_keeps_the_fastest_correct_candidate_until_the_graph_changes() -> None:
+def test_dispatcher_keeps_the_fastest_correct_candidate_until_the_graph_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     graph = awkward("gigantic row")
     x = torch.randn(50, 8)
+    monkeypatch.setattr("planish_graph.dispatch.ALIKE", 0)
     ran: list[str] = []
 
     def slow(graph: Graph, x: Tensor) -> Tensor:
@@ -151,6 +154,35 @@ def test_dispatcher_keeps_the_fastest_correct_candidate_until_the_graph_changes(
     assert dispatcher.choose(graph, x) is not choice
     with pytest.raises(PlanishError, match="registered already"):
         dispatcher.register(quick)
+
+
+def test_small_graphs_of_like_sizes_share_a_choice() -> None:
+    """Mini-batches are new graphs, each of them. A choice that does not apply is made anew."""
+
+    def slow(graph: Graph, x: Tensor) -> Program:
+        return lambda: sum(
+            gathered_product(graph.indptr, graph.indices, graph.value, x) / 20 for _ in range(20)
+        )  # type: ignore[return-value]
+
+    def quick(graph: Graph, x: Tensor) -> Program | None:
+        product = lambda: csr_product(graph.indptr, graph.indices, graph.value, x)  # noqa: E731
+        return product if graph.num_edges == 300 else None
+
+    def graph(edges: int) -> Graph:
+        pair = torch.randint(0, 50, (2, edges))
+        return from_edges(
+            torch.cat([pair, torch.zeros_like(pair[:, :100])], 1), (50, 50), torch.rand(edges + 100)
+        )
+
+    dispatcher = Dispatcher("test", [Candidate("slow", slow), Candidate("quick", quick)])
+    x = torch.randn(50, 8)
+    choice = dispatcher.choose(graph(200), x)
+    assert choice.name == "quick"
+    assert dispatcher.choose(graph(200), x) is choice
+    assert dispatcher.choose(graph(500), x) is not choice, "of another size"
+    other = graph(190)
+    assert dispatcher.choose(other, x).rejected == {"quick": "does not apply"}
+    torch.testing.assert_close(dispatcher(other, x), spmm(other, x))
 
 
 def test_dispatcher_measures_nothing_where_results_must_repeat() -> None:

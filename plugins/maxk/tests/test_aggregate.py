@@ -179,7 +179,7 @@ ROWS = maxk(torch.ones(30, 4), 2)
         (
             ROWS,
             "fastest",
-            "how = 'fastest' is not one of auto, dense, cuda, cuda-sorted, cuda-tiles, triton, entries",
+            "how = 'fastest' is not one of auto, dense, cuda, cuda-sorted, cuda-tiles, cuda-gather, triton, entries",
         ),
     ],
 )

@@ -64,7 +64,7 @@ def test_every_source_compiles(builds: list[int]) -> None:
         (full, 1, 4, 256, 32, 4), (half, 2, 8, 1000, 70, 2), (brain, 1, 4, 33, 5, 1), (full, 2, 4, 8192, 300, 4),
     ):  # fmt: skip
         case = dtype, position, node, width, k, 0, node == 4
-        products._forward(*case, (vec, 2 if k == 32 else 0))
+        products._forward(*case, (vec, 2 if k == 32 else 0, False))
         span = min(k, 32)
         for values, weights in ((True, False), (True, True), (False, True)):
             products._backward(*case, span, values, weights, (vec, 0))
@@ -156,6 +156,14 @@ def test_units_cover_every_entry_once(window: int) -> None:
     assert cuda.divide(graph, window, longest=20)[0] is units
 
 
+@pytest.mark.parametrize(("largest", "cut"), [(256, False), (257, True)])
+def test_a_graph_of_short_rows_needs_no_second_launch(largest: int, cut: bool) -> None:
+    graph = from_degrees(torch.tensor([largest, *[1] * largest]))
+    units, cuts = cuda.divide(graph)
+    assert (len(cuts) > 0) == cut
+    assert int(units[:, 2].sum()) == graph.num_edges
+
+
 @pytest.mark.parametrize("rows", [1, 4, 256])
 def test_tiles_hold_every_entry_once(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "LARGEST", 30)
@@ -217,7 +225,7 @@ def graphs() -> Iterator[Graph]:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("how", ["cuda", "cuda-sorted", "cuda-tiles", "triton", "auto"])
+@pytest.mark.parametrize("how", ["cuda", "cuda-sorted", "cuda-tiles", "cuda-gather", "triton", "auto"])
 def test_values_and_gradients_on_a_gpu(how: str, dtype: torch.dtype) -> None:
     if how == "triton":
         pytest.importorskip("triton")

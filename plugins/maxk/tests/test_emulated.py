@@ -27,6 +27,7 @@ WORDS = """
 static int __float_as_int(float x) { return as<int>(x); }
 static float __int_as_float(int x) { return as<float>(x); }
 static float atomicAdd(float* at, float value) { return std::exchange(*at, *at + value); }
+template <typename T> static T __ldcs(const T* at) { return *at; }
 static void __syncwarp() { fibres::exchanged(0, [](int) { return 0; }); }
 """
 """What the emulator lacks."""

@@ -103,7 +103,7 @@ def _preprocessing(name: str, graph: Graph, locality: float) -> Iterator[Row]:
     graphs = [fresh() for _ in range(6)]
     programs = {
         "lists": lambda: work(graphs.pop(), FIXED.chunk, FIXED.segment, FIXED.short),
-        "product": lambda: candidates.fixed(graph, x, Fused())(),  # type: ignore[misc]
+        "product": lambda: candidates.fixed(graph, x, Fused())(),
     }
     taken = timing.interleaved(programs, warmup=1, rounds=5, device="cuda")
     lists, product = (taken[part].seconds for part in programs)

@@ -7,14 +7,17 @@ from typing import Any
 
 from torch import Tensor
 
-from planish_accelgcn import kernel, reference
+from planish_accelgcn import kernel, reference, settings
 from planish_accelgcn.reference import Fused
 from planish_accelgcn.settings import FIXED, NAMED, Setting, fitted
+from planish_accelgcn.work import LISTS
 from planish_graph import nvrtc
 from planish_graph.check import INT32_MAX
 from planish_graph.dispatch import SPMM, Candidate, Dispatcher, Program
 from planish_graph.graph import Graph
-from planish_graph.reference import default_product, sampled_product
+from planish_graph.reference import bag_product, default_product, sampled_product
+
+KEEPS = (kernel.PRODUCT, LISTS)
 
 
 def usable(graph: Graph, x: Tensor) -> bool:
@@ -26,12 +29,13 @@ def usable(graph: Graph, x: Tensor) -> bool:
         and min(graph.num_rows, graph.num_cols, graph.num_edges, x.shape[1]) > 0
         and max(graph.num_rows, graph.num_cols) <= INT32_MAX
         and nvrtc.available()
+        and settings.known(x.device)
     )
 
 
 def spmm() -> list[Candidate]:
     """For `planish_graph.dispatch.SPMM`: A x with the settings that suit a graph."""
-    return [Candidate(f"accelgcn {name}", _plain(name)) for name in NAMED]
+    return [Candidate(f"accelgcn {name}", _plain(name), keeps=KEEPS) for name in NAMED]
 
 
 def sddmm() -> list[Candidate]:
@@ -66,14 +70,21 @@ def _program(graph: Graph, x: Tensor, fused: Fused, setting: Setting) -> Program
     return kernel.program(graph, x, graph.value if own else graph.values32(), fused, setting)
 
 
-def fixed(graph: Graph, x: Tensor, fused: Fused) -> Program | None:
-    """The kernel with one setting, whatever is fastest; None where it cannot run."""
-    return _program(graph, x, fused, FIXED) if usable(graph, x) else None
+def fixed(graph: Graph, x: Tensor, fused: Fused) -> Program:
+    """What repeats bit by bit: the kernel with one setting, whatever is fastest, and torch's embedding bag where the kernel
+    cannot run."""
+    if usable(graph, x):
+        return _program(graph, x, fused, FIXED)
+    return lambda: reference.product(graph, x, fused, _bag)
 
 
 def unfused(graph: Graph, x: Tensor, *fused: Any) -> Program:
     """One step after the other, the product by the fastest candidate that there is."""
     return lambda: reference.product(graph, x, Fused(*fused), _product)
+
+
+def _bag(graph: Graph, x: Tensor) -> Tensor:
+    return bag_product(graph.indptr, graph.indices, graph.value, x)
 
 
 def _product(graph: Graph, x: Tensor) -> Tensor:
@@ -84,7 +95,7 @@ FUSED = Dispatcher(
     "accelgcn",
     [
         Candidate("unfused", unfused),
-        *(Candidate(f"fused {name}", _fused(name)) for name in NAMED),
+        *(Candidate(f"fused {name}", _fused(name), keeps=KEEPS) for name in NAMED),
     ],
 )
 """act(R A C x + bias) without gradients; operands are x and those of `planish_accelgcn.reference.Fused`."""

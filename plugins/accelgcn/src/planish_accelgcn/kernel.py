@@ -15,6 +15,8 @@ from planish_accelgcn.work import Work, within, work
 from planish_graph import nvrtc
 from planish_graph.graph import Graph
 
+PRODUCT = "accelgcn product"
+"""First word of the keys of products that are kept on a graph."""
 WARP = 32
 SUM = 4
 """Bytes of a column's sum."""
@@ -67,7 +69,7 @@ def program(
     values = 0 if value is None else 1 if value.dtype == torch.float32 else 2
     row_scale, column_scale, bias, *flags = fused
     present = row_scale is None, column_scale is None, bias is None, *flags
-    key = ("accelgcn product", x.shape[1], x.dtype, vec, values, present, setting)
+    key = (PRODUCT, x.shape[1], x.dtype, vec, values, present, setting)
     product = graph.kept(key, lambda: Product(graph, x, vec, values, fused, setting))
     return lambda: product(x, value, fused)
 

@@ -115,8 +115,8 @@ def _graph(indptr: Tensor, indices: Tensor, value: Tensor | None, columns: int) 
 
 def _run(graph: Graph, x: Tensor, fused: Fused, deterministic: bool) -> Tensor:
     x = x.contiguous()
-    if deterministic and (program := candidates.fixed(graph, x, fused)):
-        return program()
+    if deterministic:
+        return candidates.fixed(graph, x, fused)()
     if x.is_cuda:
         return candidates.FUSED(graph, x, *fused)
     return candidates.unfused(graph, x, *fused)()
@@ -186,7 +186,8 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     indptr, indices, value, t_indptr, t_indices, t_entry, row_scale, column_scale, x, out = ctx.saved_tensors
-    grad = grad.contiguous() if out is None else grad * (out > 0)
+    # As torch's own: what the activation cut off gets 0 even where the gradient is infinite.
+    grad = grad.contiguous() if out is None else torch.ops.aten.threshold_backward(grad, out, 0)
     result: list[Tensor | None] = [None] * (X + 4)
     if ctx.needs_input_grad[BIAS]:
         result[BIAS] = grad.sum(0, dtype=ctx.bias_type)

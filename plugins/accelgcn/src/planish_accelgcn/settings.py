@@ -69,6 +69,12 @@ FIXED = NAMED["128 B, chunks of 4k"]
 
 
 @cache
+def known(device: torch.device) -> bool:
+    """Whether the kernels are written for a device: loads that pass caches by need compute capability 8.0."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@cache
 def multiprocessors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 

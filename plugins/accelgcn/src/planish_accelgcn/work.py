@@ -21,6 +21,8 @@ from planish_graph.graph import Graph
 ROW_COST = 4
 """Work of a row beyond its entries, in entries."""
 THREADS = 256
+LISTS = "accelgcn work"
+"""First word of the keys of lists that are kept on a graph."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def work(graph: Graph, chunk: int, segment: int, short: int) -> Work:
     Raises:
         DataError: more rows or columns, or more entries in a row, than 32 bits can count.
     """
-    key = ("accelgcn work", chunk, segment, short)
+    key = (LISTS, chunk, segment, short)
     return graph.checked().kept(key, lambda: _build(graph, chunk, segment, short))
 
 

@@ -14,6 +14,9 @@ FEATURES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def types(indptr: Tensor, indices: Tensor, value: Tensor | None) -> None:
     """Types, devices and shapes of the three tensors of a CSR matrix."""
+    for name, tensor in (("indptr", indptr), ("indices", indices), ("values", value)):
+        if not isinstance(tensor, Tensor) and not (tensor is None and name == "values"):
+            raise DataError(f"graph: {name} of type {type(tensor).__name__}; valid: a torch tensor")
     for name, tensor in (("indptr", indptr), ("indices", indices)):
         if tensor.dtype not in INDEX:
             raise DataError(f"graph: {name} is {short(tensor.dtype)}; valid: int32, int64")
@@ -84,6 +87,8 @@ def in_range(what: str, indices: Tensor, size: int) -> None:
 
 def features(name: str, x: Tensor, rows: int, device: torch.device) -> None:
     """x [rows, D] of a floating-point type on the graph's device."""
+    if not isinstance(x, Tensor):
+        raise DataError(f"{name}: {type(x).__name__}; valid: a torch tensor [{rows}, D]")
     if x.dim() != 2:
         raise DataError(f"{name}: shape {list(x.shape)}; valid: two dimensions [{rows}, D]")
     if x.shape[0] != rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from operator import index
 from typing import Any
 
 import torch
@@ -28,27 +29,51 @@ def as_graph(
 
     Args:
         source: see `ACCEPTED`.
-        size: for an ``edge_index``: number of nodes, or (destinations, sources). By default the largest index + 1.
-        weight: [E] edge weights for an ``edge_index`` or for PyG data without its own.
+        size: for an ``edge_index``: number of nodes, or (destinations, sources). By default the largest index + 1. What
+            has a size of its own must agree with it.
+        weight: [E] edge weights for an ``edge_index``, or instead of those of PyG data and dgl graphs.
 
     Raises:
         DataError: one line that says what does not fit.
     """
-    if isinstance(source, Graph):
-        return source
     if _is_edge_index_class(source):
         return _from_pyg_edge_index(source, size, weight)
-    if isinstance(source, Tensor):
-        if source.layout == torch.strided:
-            return from_edges(source, size, weight)
-        return _from_torch_sparse(source)
-    if _of(source, "scipy"):
-        return _from_scipy(source)
+    if isinstance(source, Tensor) and source.layout == torch.strided:
+        return from_edges(source, size, weight)
     if _of(source, "torch_geometric"):
-        return _from_pyg_data(source, weight)
+        return _from_pyg_data(source, size, weight)
     if _of(source, "dgl"):
-        return _from_dgl(source)
-    raise DataError(f"graph: {type(source).__name__} is not accepted; valid: {ACCEPTED}")
+        return _agrees(_from_dgl(source, weight), size)
+    if isinstance(source, Graph):
+        graph = source
+    elif isinstance(source, Tensor):
+        graph = _from_torch_sparse(source)
+    elif _of(source, "scipy"):
+        graph = _from_scipy(source)
+    else:
+        raise DataError(f"graph: {type(source).__name__} is not accepted; valid: {ACCEPTED}")
+    if weight is not None:
+        raise DataError(
+            "weight: given with a matrix, which has values of its own; valid: with an edge_index, PyG data or a dgl "
+            "graph (`Graph.with_values` exchanges those of a matrix)"
+        )
+    return _agrees(graph, size)
+
+
+def _agrees(graph: Graph, size: tuple[int, int] | int | None) -> Graph:
+    sides = (graph.num_rows, graph.num_cols)
+    if size is not None and _sides(size) not in (sides, sides[:1] * 2, sides[1:] * 2):
+        raise DataError(f"size = {size}: the graph is {sides[0]} x {sides[1]}; valid: that, or nothing")
+    return graph
+
+
+def _sides(size: tuple[int, int] | int) -> tuple[int, int]:
+    """(destinations, sources) of a ``size``."""
+    try:
+        rows, cols = map(index, size) if isinstance(size, tuple | list) else (index(size), index(size))
+    except (TypeError, ValueError):
+        raise DataError(f"size = {size!r}; valid: a number of nodes, or (destinations, sources)") from None
+    return rows, cols
 
 
 def from_edges(
@@ -68,10 +93,14 @@ def from_edges(
     source, destination = edge_index[0], edge_index[1]
     if size is None:
         size = int(edge_index.max()) + 1 if edge_index.numel() else 0
-    rows, cols = (size, size) if isinstance(size, int) else size
+    rows, cols = _sides(size)
     check.fits(edge_index.dtype, rows, cols, edge_index.shape[1])
     check.in_range("destination", destination, rows)
     check.in_range("source", source, cols)
+    if weight is not None and not isinstance(weight, Tensor):
+        raise DataError(
+            f"edge weights: {type(weight).__name__}; valid: a torch tensor [{edge_index.shape[1]}]"
+        )
     if weight is not None and weight.device != edge_index.device:
         raise DataError(
             f"edge weights: on {weight.device}, edge_index on {edge_index.device}; valid: one device"
@@ -92,6 +121,9 @@ def _from_torch_sparse(matrix: Tensor) -> Graph:
     if matrix.layout == torch.sparse_csc:
         return Graph(matrix.ccol_indices(), matrix.row_indices(), matrix.values(), rows).transpose()
     if matrix.layout == torch.sparse_coo:
+        if matrix.requires_grad:  # gradients reach the values of a coalesced tensor only
+            matrix = matrix.coalesce()
+            return from_edges(matrix.indices().flip(0), (rows, cols), matrix.values())
         indices = matrix._indices()  # as stored: duplicates stay, nothing is summed behind the user's back
         return from_edges(indices.flip(0), (rows, cols), matrix._values())
     raise DataError(f"graph: layout {matrix.layout}; valid: {ACCEPTED}")
@@ -100,25 +132,29 @@ def _from_torch_sparse(matrix: Tensor) -> Graph:
 def _from_scipy(matrix: Any) -> Graph:
     import numpy as np
 
-    if not hasattr(matrix, "tocsr"):
-        raise DataError(f"graph: SciPy {type(matrix).__name__} is not a sparse matrix; valid: {ACCEPTED}")
+    if not hasattr(matrix, "tocsr") or matrix.ndim != 2:
+        raise DataError(
+            f"graph: SciPy {type(matrix).__name__} is not a sparse matrix of 2 dimensions; valid: {ACCEPTED}"
+        )
     # A COO matrix is read entry by entry, because tocsr() would add up duplicates.
     if matrix.format == "coo":
         pair = torch.from_numpy(np.stack([matrix.col, matrix.row]))
         return from_edges(pair, tuple(matrix.shape), _floating(matrix.data))
     csr = matrix.tocsr()
-    return Graph(
-        torch.from_numpy(csr.indptr), torch.from_numpy(csr.indices), _floating(csr.data), csr.shape[1]
-    )
+    return Graph(torch.tensor(csr.indptr), torch.tensor(csr.indices), _floating(csr.data), csr.shape[1])
 
 
 def _floating(values: Any) -> Tensor:
-    """SciPy matrices often hold integers or booleans: they become float32."""
-    tensor = torch.from_numpy(values)
-    return tensor if tensor.is_floating_point() else tensor.float()
+    """A copy, because nobody would see when SciPy writes to its own. Integers and booleans, which SciPy matrices often
+    hold, become float32, and what is wider than float64 becomes that."""
+    if values.dtype.kind not in "fiub":
+        raise DataError(f"graph: SciPy values are {values.dtype}; valid: real numbers")
+    if values.dtype.kind != "f":
+        return torch.tensor(values).float()
+    return torch.tensor(values.astype("float64") if values.dtype.itemsize > 8 else values)
 
 
-def _from_pyg_data(data: Any, weight: Tensor | None) -> Graph:
+def _from_pyg_data(data: Any, size: tuple[int, int] | int | None, weight: Tensor | None) -> Graph:
     if hasattr(data, "edge_types"):
         raise DataError(
             "graph: PyG HeteroData has several edge types; give one: data['src', 'rel', 'dst'].edge_index"
@@ -127,10 +163,10 @@ def _from_pyg_data(data: Any, weight: Tensor | None) -> Graph:
         matrix = getattr(data, "adj_t", None)
         if matrix is None:
             raise DataError("graph: the PyG data has neither edge_index nor adj_t")
-        return as_graph(matrix)
+        return as_graph(matrix, size=size, weight=weight)
     if weight is None:
         weight = getattr(data, "edge_weight", None)
-    return as_graph(data.edge_index, size=data.num_nodes, weight=weight)
+    return as_graph(data.edge_index, size=data.num_nodes if size is None else size, weight=weight)
 
 
 def _from_pyg_edge_index(edges: Any, size: tuple[int, int] | int | None, weight: Tensor | None) -> Graph:
@@ -141,14 +177,15 @@ def _from_pyg_edge_index(edges: Any, size: tuple[int, int] | int | None, weight:
     return from_edges(edges.as_tensor(), size, weight)
 
 
-def _from_dgl(graph: Any) -> Graph:
+def _from_dgl(graph: Any, weight: Tensor | None) -> Graph:
     if len(graph.canonical_etypes) != 1:
         raise DataError(
             f"graph: the dgl graph has {len(graph.canonical_etypes)} edge types; give one: graph[etype]"
         )
     source, destination = graph.edges(order="eid")
     names = [name for name in DGL_WEIGHTS if name in graph.edata]
-    weight = graph.edata[names[0]] if names else None
+    if weight is None and names:
+        weight = graph.edata[names[0]]
     size = (graph.num_dst_nodes(), graph.num_src_nodes())
     return from_edges(torch.stack([source, destination]), size, weight)
 

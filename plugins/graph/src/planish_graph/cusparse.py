@@ -27,8 +27,10 @@ COMPUTE = 0
 """fp32, for all of them."""
 INDEX = {torch.int32: 2, torch.int64: 3}
 ROW_MAJOR = 2
+KEEPS = ("cusparse plan", "cusparse ones", "cusparse values")
+"""First words of the keys of what is kept on graphs."""
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 def available(device: torch.device) -> bool:
@@ -51,32 +53,32 @@ def product(graph: Graph, x: Tensor, algorithm: str) -> Callable[[], Tensor] | N
     if algorithm in PREPROCESSED and graph.longest_row > graph.num_cols:
         return None
     value = _values(graph, x.dtype)
-    plan = graph.kept(("cusparse", algorithm, x.shape[1], x.dtype), lambda: _Plan(graph, value, x, algorithm))
+    plan = graph.kept((KEEPS[0], algorithm, x.shape[1], x.dtype), lambda: _Plan(graph, value, x, algorithm))
     return lambda: plan(value, x)
 
 
 def _values(graph: Graph, dtype: torch.dtype) -> Tensor:
     if graph.value is None:
         return graph.kept(
-            ("ones", dtype), lambda: torch.ones(graph.num_edges, dtype=dtype, device=graph.device)
+            (KEEPS[1], dtype), lambda: torch.ones(graph.num_edges, dtype=dtype, device=graph.device)
         )
     if graph.value.dtype == dtype:
         return graph.value.detach()
     value = graph.value
-    return graph.kept(("values", dtype), lambda: value.to(dtype), values=True)
+    return graph.kept((KEEPS[2], dtype), lambda: value.to(dtype), values=True)
 
 
 class _Plan:
     """The matrix's descriptor, preprocessed, and a buffer, for one graph, width and type."""
 
     def __init__(self, graph: Graph, value: Tensor, x: Tensor, algorithm: str) -> None:
+        self._matrix = ctypes.c_void_p()
         self._graph = graph.indptr, graph.indices  # what the descriptor points to
         self._value, self._own = value, False
         self._rows, self._dtype, self._algorithm = graph.num_rows, TYPES[x.dtype], ALGORITHMS[algorithm]
         self._preprocess = algorithm in PREPROCESSED
         self._stream = torch.cuda.current_stream(x.device)
         self._handle = _handle(x.device.index or 0)
-        self._matrix = ctypes.c_void_p()
         self._one, self._zero = ctypes.c_float(1.0), ctypes.c_float(0.0)
         index = INDEX[graph.indptr.dtype]
         self._sizes = graph.num_rows, graph.num_cols, graph.num_edges, index
@@ -98,12 +100,20 @@ class _Plan:
                 _call("SpMM_preprocess", *arguments, _pointer(self._buffer))
 
     def __call__(self, value: Tensor, x: Tensor) -> Tensor:
-        if value.data_ptr() != self._value.data_ptr():
-            self._take(value, x)
         out = x.new_empty(self._rows, x.shape[1])
-        with _lock, self._arguments(x, out) as arguments:
-            _call("SpMM", *arguments, _pointer(self._buffer))
+        with _lock:  # until the launch, so that no other thread puts its values there before
+            self._follow(torch.cuda.current_stream(x.device))
+            if value.data_ptr() != self._value.data_ptr():
+                self._take(value, x)
+            with self._arguments(x, out) as arguments:
+                _call("SpMM", *arguments, _pointer(self._buffer))
         return out
+
+    def _follow(self, stream: torch.cuda.Stream) -> None:
+        """Buffer and values are one for all streams: a new one waits for the last."""
+        if stream != self._stream and not torch.cuda.is_current_stream_capturing():
+            stream.wait_stream(self._stream)
+            self._stream = stream
 
     def _take(self, value: Tensor, x: Tensor) -> None:
         """Other values: into a place of the plan's own, so that what was prepared stays."""
@@ -117,9 +127,6 @@ class _Plan:
     def _arguments(self, x: Tensor, out: Tensor) -> Iterator[tuple[Any, ...]]:
         """What every call of the product takes, on torch's current stream."""
         stream = torch.cuda.current_stream(x.device)
-        if stream != self._stream and not torch.cuda.is_current_stream_capturing():
-            stream.wait_stream(self._stream)  # the buffer is one for all streams
-            self._stream = stream
         _call("SetStream", self._handle, ctypes.c_void_p(stream.cuda_stream))
         dense = [ctypes.c_void_p(), ctypes.c_void_p()]
         for descriptor, tensor in zip(dense, (x, out), strict=True):

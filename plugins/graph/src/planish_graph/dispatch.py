@@ -23,6 +23,8 @@ from planish_graph.reference import CHUNK, bag_product, csr_product, gathered_pr
 Program = Callable[[], Tensor]
 HOST_CYCLES = 300_000
 """GPU cycles in which the host surely queues one call, about 0.2 ms."""
+ALIKE = 1 << 20
+"""Entries up to which graphs of like sizes share a choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +36,14 @@ class Candidate:
         prepare: ``prepare(graph, *operands)`` returns the program to run, with what can be done once already done, or
             None where the candidate does not apply.
         deterministic: whether two runs give the same bits.
+        keeps: first words of the keys, tuples, under which it keeps things on a graph. They are freed where it was tried
+            and another one was chosen.
     """
 
     name: str
     prepare: Callable[..., Program | None]
     deterministic: bool = True
+    keeps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,8 @@ class Choice:
 class Dispatcher:
     """Chooses among candidates, never a slower one than it measured.
 
-    The choice is kept on the graph for each kind of operands (widths and types), and made anew when the graph changes.
+    The choice is kept on the graph for each kind of operands (widths and types), and made anew when the graph changes. Small
+    graphs whose sizes agree but for a factor of two share one: mini-batches, each of which is a new graph, are not all timed.
     Candidates whose result is further from the first one's than rounding explains are not timed. With
     `torch.use_deterministic_algorithms` nothing is timed: the last deterministic candidate runs, so that two runs
     agree bit by bit, in kernels of other distributions where there are any. While a CUDA graph is captured nothing
@@ -87,6 +93,7 @@ class Dispatcher:
         self.candidates = list(candidates)
         self.rounds = rounds
         self._group = group
+        self._settled_for: dict[Hashable, Choice] = {}
 
     def register(self, candidate: Candidate) -> None:
         """Add a candidate; graphs that chose before choose again.
@@ -106,8 +113,7 @@ class Dispatcher:
         """Run the chosen candidate."""
         capturing = graph.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         chosen = self._choice(graph, operands, capturing).name
-        candidate = next(c for c in self.candidates if c.name == chosen)
-        program = candidate.prepare(graph, *operands)
+        program = self._named(chosen).prepare(graph, *operands)
         assert program is not None
         return program()
 
@@ -119,7 +125,25 @@ class Dispatcher:
         key: Hashable = ("dispatch", self.name, len(self.candidates), strict, values, *map(_kind, operands))
         if capturing and not graph.has(key):
             return Choice(self.candidates[0].name, {}, {})
-        return graph.kept(key, lambda: self._measure(graph.checked(), operands, strict))
+        return graph.kept(key, lambda: self._settled(graph.checked(), operands, strict, key))
+
+    def _settled(self, graph: Graph, operands: tuple[Any, ...], strict: bool, key: Hashable) -> Choice:
+        """The choice of an earlier graph of like sizes, if it applies and the graph is small; else a measured one."""
+        if graph.num_edges > ALIKE:
+            return self._measure(graph, operands, strict)
+        sizes = graph.num_rows, graph.num_cols, graph.num_edges, graph.longest_row
+        like = key, graph.device, *map(int.bit_length, sizes)
+        choice = self._settled_for.get(like)
+        if choice is None or not self._ready(choice, graph, operands):
+            choice = self._settled_for[like] = self._measure(graph, operands, strict)
+        return choice
+
+    def _ready(self, choice: Choice, graph: Graph, operands: tuple[Any, ...]) -> bool:
+        """Run what was chosen, so that its next call may be captured in a CUDA graph; whether it applies."""
+        program = self._named(choice.name).prepare(graph, *operands)
+        if program is not None:
+            program()
+        return program is not None
 
     def _discover(self) -> None:
         group, self._group = self._group, None
@@ -137,6 +161,7 @@ class Dispatcher:
         if strict:
             fixed = (c for c in reversed(self.candidates) if c.deterministic and c.prepare(graph, *operands))
             return Choice(next(fixed, self.candidates[0]).name, {}, {})
+        before, operands = graph.keys(), _telling(operands)
         programs: dict[str, Program] = {}
         rejected: dict[str, str] = {}
         expected: Tensor | None = None
@@ -160,7 +185,20 @@ class Dispatcher:
                 programs[candidate.name] = program
         if not programs:
             raise PlanishError(f"dispatcher {self.name}: no candidate applies ({rejected})")
-        return self._timed(programs, rejected, graph.device)
+        choice = self._timed(programs, rejected, graph.device)
+        self._free(graph, before)
+        self._ready(choice, graph, operands)  # again, since what it kept is gone
+        return choice
+
+    def _named(self, name: str) -> Candidate:
+        return next(candidate for candidate in self.candidates if candidate.name == name)
+
+    def _free(self, graph: Graph, before: set[Hashable]) -> None:
+        """Forget what candidates have kept on the graph since: work lists and buffers of many add up to its own size."""
+        kinds = {kind for candidate in self.candidates for kind in candidate.keeps}
+        for key in graph.keys() - before:
+            if isinstance(key, tuple) and key[0] in kinds:
+                graph.forget(key)
 
     def _timed(self, programs: dict[str, Program], rejected: dict[str, str], device: torch.device) -> Choice:
         on_gpu = device.type == "cuda"
@@ -187,16 +225,19 @@ def _cpu_seconds(program: Program, calls: int) -> float:
 
 
 def gpu_seconds(program: Program, calls: int) -> float:
-    """GPU time of a call. The GPU is kept busy while the calls are queued, so that none of it is time of the host."""
+    """Seconds of a call on the GPU, or of the host where it takes longer to queue it: the longer of both is what a program of
+    many calls waits for. The GPU is kept busy while the calls are queued, so that they are told apart."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     torch.cuda._sleep(calls * HOST_CYCLES)
     start.record()
+    began = time.perf_counter()
     for _ in range(calls):
         program()
+    host = time.perf_counter() - began
     end.record()
     end.synchronize()
-    return float(start.elapsed_time(end)) / 1000 / calls
+    return max(float(start.elapsed_time(end)) / 1000, host) / calls
 
 
 def _kind(operand: Any) -> Hashable:
@@ -206,14 +247,36 @@ def _kind(operand: Any) -> Hashable:
     return operand  # type: ignore[no-any-return]
 
 
+def _telling(operands: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Operands that a kernel can be judged by: random numbers in the place of a tensor whose numbers are all the same, as
+    the first gradients of a network often are, or not all finite. The choice is for all that come later."""
+    generator: torch.Generator | None = None
+    found = list(operands)
+    for place, operand in enumerate(operands):
+        if not isinstance(operand, Tensor) or not operand.is_floating_point() or not operand.numel():
+            continue
+        low, high = torch.aminmax(operand)
+        if not bool((low != high) & low.isfinite() & high.isfinite()):
+            generator = generator or torch.Generator(operand.device).manual_seed(0)
+            found[place] = torch.empty_like(operand).normal_(generator=generator)
+    return tuple(found)
+
+
 def _wrong(expected: Tensor, result: Tensor, norm: float, largest: float) -> str | None:
-    """What is wrong with a result, or None. Compared some rows at a time, because large ones leave little memory."""
+    """What is wrong with a result, or None. Compared some rows at a time, because large ones leave little memory; where
+    the expected number is not finite, because a value of the graph is not, nothing is compared."""
     step = max(1, CHUNK // max(1, expected.numel() // max(1, len(expected))))
     squares = torch.zeros(2, dtype=torch.float64, device=expected.device)
     tops = torch.zeros_like(squares)
     for part, other in zip(torch.split(expected, step), torch.split(result, step), strict=True):
         if part.numel():
-            both = torch.stack([part.double() - other.double(), part.double()]).flatten(1).abs()
+            exact = part.double()
+            both = (
+                torch.stack([exact - other.double(), exact])
+                .masked_fill(~exact.isfinite(), 0)
+                .flatten(1)
+                .abs()
+            )
             squares += both.square().sum(1)
             tops = torch.maximum(tops, both.amax(1))
     for what, bound, (off, of) in (
@@ -237,7 +300,7 @@ def _on_cpu(product: Callable[..., Tensor]) -> Callable[[Graph, Tensor], Program
 
 def _cusparse(algorithm: str) -> Candidate:
     program = lambda graph, x: cusparse.product(graph, x, algorithm)  # noqa: E731
-    return Candidate(f"cuSPARSE {algorithm}", program, deterministic=False)
+    return Candidate(f"cuSPARSE {algorithm}", program, deterministic=False, keeps=cusparse.KEEPS)
 
 
 SPMM = Dispatcher(

@@ -95,7 +95,8 @@ class Kernel:
         found = self._buffers.of.get(kinds)
         if found is None:
             found = self._buffers.of[kinds] = Buffer(kinds)
-        values = (a.data_ptr() if isinstance(a, Tensor) else a or 0 for a in args)
+        # A list, and no `isinstance` an argument: this is a good part of what a launch costs.
+        values = [a.data_ptr() if lies else a or 0 for a, lies in zip(args, found.tensors, strict=True)]
         found.layout.pack_into(found.bytes, 0, *values)
         return found.extra
 
@@ -105,8 +106,13 @@ class Buffer:
 
     def __init__(self, kinds: tuple[type, ...]) -> None:
         letters = {i32: "i", float: "f", type(None): "P"}
+        self.tensors = [issubclass(kind, Tensor) for kind in kinds]
         self.layout = struct.Struct(
-            "@" + "".join("P" if issubclass(kind, Tensor) else letters.get(kind, "q") for kind in kinds)
+            "@"
+            + "".join(
+                "P" if lies else letters.get(kind, "q")
+                for kind, lies in zip(kinds, self.tensors, strict=True)
+            )
         )
         self.bytes = ctypes.create_string_buffer(max(1, self.layout.size))
         self.size = ctypes.c_size_t(self.layout.size)

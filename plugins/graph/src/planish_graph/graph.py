@@ -166,6 +166,10 @@ class Graph:
         kept = self._kept.get(key)
         return kept is not None and kept.stamp == self._stamp(values=False)
 
+    def keys(self) -> set[Hashable]:
+        """What `kept` holds something for, in date or not."""
+        return set(list(self._kept))  # copied at once: other threads may add to it
+
     def forget(self, key: Hashable) -> None:
         """Free what `kept` made for ``key``."""
         self._kept.pop(key, None)

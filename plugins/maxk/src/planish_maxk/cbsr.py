@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ NEEDS = {
     "cuda": CUDA,
     "cuda-sorted": CUDA,
     "cuda-tiles": f"{CUDA}; narrower ones where little fits on chip",
+    "cuda-gather": f"{CUDA}; k of at most {cuda.MOST_GATHERED}",
     "triton": "needs triton, a CUDA device, and no float64",
 }
 
@@ -70,7 +71,8 @@ def aggregate(graph: Graph, rows: CBSR | Tensor, how: str = "auto") -> Tensor:
 
     Args:
         how: one of `planish_maxk.ways.WAYS`: ``"dense"`` expands the rows and takes the fastest dense product, ``"cuda"``,
-            ``"cuda-sorted"``, ``"cuda-tiles"`` and ``"triton"`` are kernels, ``"entries"`` the float64 reference; ``"auto"``: see `choose`.
+            ``"cuda-sorted"``, ``"cuda-tiles"``, ``"cuda-gather"`` and ``"triton"`` are kernels, ``"entries"`` the float64
+            reference; ``"auto"``: see `choose`.
 
     Raises:
         DataError: the rows do not fit the graph or lie on another device, or ``how`` is not possible here.
@@ -146,8 +148,11 @@ def choose(graph: Graph, rows: CBSR) -> tuple[str, str]:
 
 @cache
 def _dispatchers(*names: str) -> tuple[Dispatcher, Dispatcher]:
+    different: dict[Any, str] = {}  # some ways differ in the backward pass alone
+    for name in names:
+        different.setdefault((WAYS[name].forward, WAYS[name].divide), name)
     return (
-        Dispatcher("maxk forward", [_forward(name) for name in names if WAYS[name].divide_back is None]),
+        Dispatcher("maxk forward", [_forward(name) for name in different.values()]),
         Dispatcher("maxk backward", [_backward(name) for name in names]),
     )
 

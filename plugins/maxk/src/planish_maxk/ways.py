@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
@@ -76,7 +77,7 @@ def _plain(forward: Callable[..., Tensor], of_values: Callable[[Plan, Tensor, Te
 def _cuda(window: int | None) -> Way:
     """The same kernels, with long work first among so many consecutive rows, or among all."""
     return Way(
-        cuda.forward,
+        cuda.forward if window else partial(cuda.forward, far=True),
         cuda.backward,
         cuda.fits,
         lambda graph, values, width: cuda.divide(graph, window),
@@ -105,6 +106,7 @@ WAYS = {
     "cuda": WINDOWS,
     "cuda-sorted": _cuda(None),
     "cuda-tiles": _tiled(WINDOWS),
+    "cuda-gather": replace(WINDOWS, backward=cuda.backward_gathered, usable=cuda.fits_gather),
     "triton": Way(
         kernels.forward,
         kernels.backward,

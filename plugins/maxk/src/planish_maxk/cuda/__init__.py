@@ -6,22 +6,35 @@ fp32 on chip in a fixed order, so that the forward pass repeats bit by bit. The 
 """
 
 from planish_maxk.cuda.build import usable
-from planish_maxk.cuda.products import WIDEST, Team, backward, fits, forward, gathered
+from planish_maxk.cuda.products import (
+    MOST_GATHERED,
+    WIDEST,
+    Team,
+    backward,
+    backward_gathered,
+    fits,
+    fits_gather,
+    forward,
+    gathered,
+)
 from planish_maxk.cuda.rows import WIDEST_TOP_K, expand, pick, top_k
 from planish_maxk.cuda.tiles import backward_tiles, divide_tiles, fits_tiles, forget_tiles, tile_rows
 from planish_maxk.cuda.work import WINDOW, divide
 
 __all__ = [
+    "MOST_GATHERED",
     "WIDEST",
     "WIDEST_TOP_K",
     "WINDOW",
     "Team",
     "backward",
+    "backward_gathered",
     "backward_tiles",
     "divide",
     "divide_tiles",
     "expand",
     "fits",
+    "fits_gather",
     "fits_tiles",
     "forget_tiles",
     "forward",

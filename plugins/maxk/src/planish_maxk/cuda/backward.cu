@@ -31,9 +31,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) backward(
         node source = 0;
         float scale = 1.0f;
         if (lane < n) {
-            source = indices[first + piece + lane];
+            source = load_once<1>(indices + first + piece + lane).at[0];
 #if WEIGHTED
-            scale = weight[first + piece + lane];
+            scale = load_once<1>(weight + first + piece + lane).at[0];
 #endif
         }
 #pragma unroll 1

@@ -56,6 +56,23 @@ template <int N, typename T> __device__ __forceinline__ Pack<T, N> load(const T*
     return *reinterpret_cast<const Pack<T, N>*>(from);
 }
 
+// The same for what is not read again soon: it should not take the place in the cache of what is gathered.
+template <int BYTES> struct Word;
+template <> struct Word<4> { typedef int type; };
+template <> struct Word<8> { typedef uint2 type; };
+template <> struct Word<16> { typedef uint4 type; };
+
+template <int N, typename T> __device__ __forceinline__ Pack<T, N> load_once(const T* from) {
+    typedef typename Word<sizeof(T) * N>::type word;
+    word got = __ldcs(reinterpret_cast<const word*>(from));
+    return *reinterpret_cast<Pack<T, N>*>(&got);
+}
+
+template <int N, typename T> __device__ __forceinline__ void store_once(T* to, Pack<T, N> what) {
+    typedef typename Word<sizeof(T) * N>::type word;
+    __stcs(reinterpret_cast<word*>(to), *reinterpret_cast<word*>(&what));
+}
+
 // Where column c of a row lies on chip: neighbours in groups of ROUNDS share a bank. Kept positions rise along a row,
 // so that lanes that take every second or fourth of them meet in a bank less often than with c itself.
 #define ROUNDS ((D + 31) / 32)
@@ -90,7 +107,7 @@ template <int N> __device__ __forceinline__ void places(const Pack<position, N>&
 __device__ __forceinline__ void stage(float* to, const number* __restrict__ from, int lane) {
 #if D % 4 == 0
     for (int c = 4 * lane; c < D; c += 128) {
-        Pack<number, 4> got = load<4>(from + c);
+        Pack<number, 4> got = load_once<4>(from + c);
 #pragma unroll
         for (int i = 0; i < 4; i++) to[place(c + i)] = wide(got.at[i]);
     }

@@ -63,7 +63,7 @@ template <typename T> __device__ __forceinline__ void flush(const float* all, in
         Pack<T, 4> out;
 #pragma unroll
         for (int i = 0; i < 4; i++) out.at[i] = as(sum[i]);
-        *reinterpret_cast<Pack<T, 4>*>(to + c) = out;
+        store_once<4>(to + c, out);
     }
 #else
     for (int c = lane; c < D; c += 32) {

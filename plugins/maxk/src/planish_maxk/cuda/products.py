@@ -40,6 +40,11 @@ class Team:
         return {name.upper(): value for name, value in asdict(self).items()}
 
 
+def fits_gather(values: Tensor, width: int) -> bool:
+    """Whether the backward pass of fixed order runs on such values [M, k] of rows of that width."""
+    return values.shape[1] <= MOST_GATHERED and fits(values, width)
+
+
 def fits(values: Tensor, width: int) -> bool:
     """Whether the products run on such values [M, k] of rows of that width."""
     return width <= WIDEST and usable(values)
@@ -52,42 +57,46 @@ def forward(
     index: Tensor,
     width: int,
     team: Team | None = None,
+    far: bool = False,
 ) -> Tensor:
-    """y [N, width] of the values' type; see `planish_maxk.product.entrywise`. ``work`` is what `divide` gave."""
+    """y [N, width] of the values' type; see `planish_maxk.product.entrywise`.
+
+    ``work`` is what `divide` gave; ``far``: whether it is sorted among all rows, for graphs without near neighbours.
+    """
     rows, k = plan.indptr.shape[0] - 1, values.shape[1]
     out = values.new_empty(rows, width)
     weight = _single(plan.value)
     kernel, combine, warps, shared = _forward(
         values.dtype, index.element_size(), plan.indices.element_size(), width, k, values.device.index,
-        weight is not None, team or (aligned(k, values, index), busy(rows, plan.indices.shape[0])),
+        weight is not None, team or (aligned(k, values, index), busy(rows, plan.indices.shape[0]), far),
     )  # fmt: skip
     units, cuts = work
-    pieces = (
-        torch.empty(units.shape[0] - rows + cuts.shape[0], width, device=values.device)
-        if cuts.shape[0]
-        else None
-    )
+    count, cut = units.shape[0], cuts.shape[0]
+    pieces = torch.empty(count - rows + cut, width, device=values.device) if cut else None
     kernel(
-        -(-units.shape[0] // warps), 32 * warps, units, plan.indices, weight, values, index, out, pieces,
-        nvrtc.i32(units.shape[0]), shared=shared,
+        -(-count // warps), 32 * warps, units, plan.indices, weight, values, index, out, pieces,
+        nvrtc.i32(count), shared=shared,
     )  # fmt: skip
-    if pieces is not None:
-        combine(cuts.shape[0], 256, cuts, pieces, out)
+    if cut:
+        combine(cut, 256, cuts, pieces, out)
     return out
 
 
-def forward_team(k: int, width: int, vec: int = 4, level: int = 0) -> Team:
+def forward_team(k: int, width: int, vec: int = 4, level: int = 0, far: bool = False) -> Team:
     """Several neighbours a lane, because alternate entries of a row seldom share a bank; more rows at once where the rows of
-    the graph are long (``level``: what `busy` gave). As measured on an H100 at width 256."""
-    if k <= 8:
+    the graph are long (``level``: what `busy` gave; ``far``: see `forward`). As measured on an H100 at width 256."""
+    warps = 4
+    if level < 0:
+        most, unroll, warps = 1 if k <= 8 else 2 if k <= 16 else 4, 4, 2
+    elif k <= 8:
         most, unroll = 1, 8 if level else 2
     elif k <= 16:
-        most, unroll = (2, 4) if level else (1, 2)
+        most, unroll = (4, 4) if far and level == 1 else (2, 4) if level else (1, 2)
     elif k <= 32:
         most, unroll = 2, 4 if level == 2 else 2
     else:
-        most, unroll = 4, 1 if level else 2
-    vec, warps = min(vec, most), 4
+        most, unroll = 4, 2 if level == 0 or (level == 1 and not far) else 1
+    vec = min(vec, most)
     lanes = min(32, power(-(-k // vec)))
     groups = max(1, min(32 // lanes, 4, (96 << 10) // (4 * warps * row_floats(width))))
     return Team(vec, lanes, groups, min(unroll, 32 // groups), warps)
@@ -102,9 +111,9 @@ def _forward(
     k: int,
     device: int,
     weighted: bool,
-    how: Team | tuple[int, int],
+    how: Team | tuple[int, int, bool],
 ) -> tuple[Kernel, Kernel, int, int]:
-    """Both kernels, warps a block, and bytes of shared memory; ``how`` is a team, or what `aligned` and `busy` gave."""
+    """Both kernels, warps a block, and bytes of shared memory; ``how`` is a team, or what `forward_team` needs beside."""
     team = how if isinstance(how, Team) else forward_team(k, width, *how)
     macros = {**team.macros(), "WEIGHTED": int(weighted)}
     built = module("forward", dtype, position, node, width, k, device, macros)
@@ -183,6 +192,22 @@ def _backward(
     }  # fmt: skip
     built = module("backward", dtype, position, node, width, k, device, macros)
     return built["backward"], team.warps, 4 * team.warps * row_floats(width)
+
+
+def backward_gathered(
+    plan: Plan,
+    work: tuple[Tensor, ...],
+    grad: Tensor,
+    values: Tensor,
+    index: Tensor,
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor, Tensor]:
+    """As `backward`, in fixed order: one launch that needs nothing cleared, which pays on small graphs."""
+    of_values = gathered(plan, grad, index) if wanted[0] else grad.new_empty(0)
+    of_weight = (
+        backward(plan, work, grad, values, index, (False, True))[1] if wanted[1] else grad.new_empty(0)
+    )
+    return of_values, of_weight
 
 
 def gathered(plan: Plan, grad: Tensor, index: Tensor) -> Tensor:

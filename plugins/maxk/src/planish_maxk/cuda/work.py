@@ -7,9 +7,13 @@ from torch import Tensor
 
 from planish_graph.graph import Graph
 
-LONG = {300_000: 32, 8_000_000: 128}
+SMALL = 300_000
+"""Entries of a graph that does not fill a GPU."""
+LONG = {SMALL: 32, 8_000_000: 128}
 LONGEST = 512
 """Longest unit of work on a graph of up to so many entries, and on a larger one; twice that where rows are very long."""
+WHOLE = 256
+"""Entries of the longest row up to which none is cut: another launch, which adds up the pieces, takes longer than such a row."""
 BUSY = (30, 100)
 """Entries a row on average from which rows count as long, and as very long."""
 WINDOW = 2048
@@ -26,15 +30,22 @@ def divide(graph: Graph, window: int | None = WINDOW, longest: int | None = None
         units [U, 4]: row, first entry, entries, and the number of the piece or -1 for a whole row; cuts [C, 3]: row, its
         first piece, and how many. Of the graph's index type.
     """
-    if longest is None:
-        usual = LONGEST * (2 if busy(graph.num_rows, graph.num_edges) == 2 else 1)
-        longest = min([n for most, n in LONG.items() if graph.num_edges <= most], default=usual)
     window = window or max(1, graph.num_rows)
-    return graph.checked().kept(("maxk units", longest, window), lambda: _units(graph, longest, window))
+    key = "maxk units", longest, window
+    return graph.checked().kept(key, lambda: _units(graph, longest or _longest(graph), window))
+
+
+def _longest(graph: Graph) -> int:
+    usual = LONGEST * (2 if busy(graph.num_rows, graph.num_edges) == 2 else 1)
+    longest = min([n for most, n in LONG.items() if graph.num_edges <= most], default=usual)
+    whole = graph.num_edges and int(graph.degrees.max()) <= WHOLE
+    return max(longest, WHOLE) if whole else longest
 
 
 def busy(rows: int, entries: int) -> int:
-    """0, 1 or 2: whether rows are long, or very long, on average."""
+    """0, 1 or 2: whether rows are long, or very long, on average; -1 on a graph too small to fill a GPU."""
+    if entries <= SMALL:
+        return -1
     return (entries >= BUSY[0] * rows) + (entries >= BUSY[1] * rows)
 
 
