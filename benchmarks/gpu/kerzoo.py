@@ -1,10 +1,10 @@
 """KerZOO on one GPU: the sweep against its reference, the speed and memory of a step on an OPT-2.7B shape beside the public
-MeZO loop and the floor, and the comparison of estimators at equal forward passes.
+MeZO loop and the floor, the comparison of estimators at equal forward passes, and two GPUs beside one.
 
     PYTHONPATH=core/src:sdk/src:plugins/testbed/src:plugins/kerzoo/src python3 benchmarks/gpu/kerzoo.py \
-        --data FOLDER --out kerzoo.json [--quick] [--parts check,speed,toy,compare,everything]
+        --data FOLDER --out kerzoo.json [--quick] [--parts check,speed,toy,compare,again,everything,ranks]
 
-FOLDER holds glue/, text/ and models/stories260k.
+FOLDER holds glue/, text/ and models/stories260k, which toy, compare and again read. ranks needs two GPUs.
 """
 
 from __future__ import annotations
@@ -13,12 +13,9 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import gc
-import itertools
 import json
 import math
 import platform
-import statistics
 import sys
 import tempfile
 import time
@@ -33,6 +30,8 @@ sys.path[:0] = [str(ROOT / part / "src") for part in ("core", "sdk", "plugins/te
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from kerzoo_ranks import ranks  # noqa: E402
+from kerzoo_timing import clean, median, no_sync, opt, peak, trace  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from planish.context import Context  # noqa: E402
@@ -323,39 +322,8 @@ def toy(data: Path, device: str, quick: bool) -> Result:
 
 def speed(device: str, quick: bool, keep: Callable[[Result], None]) -> Result:
     """A step of ours, the public loop and the floor on one model, at 64 and 256 tokens."""
-    from transformers import AttentionInterface, OPTConfig, OPTForCausalLM
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    size: Any = (
-        {
-            "num_hidden_layers": 2,
-            "hidden_size": 256,
-            "num_attention_heads": 4,
-            "ffn_dim": 1024,
-            "word_embed_proj_dim": 256,
-        }
-        if quick
-        else {
-            "num_hidden_layers": 32,
-            "hidden_size": 2560,
-            "num_attention_heads": 32,
-            "ffn_dim": 10240,
-            "word_embed_proj_dim": 2560,
-        }
-    )
-    config = OPTConfig(vocab_size=512 if quick else 50272, max_position_embeddings=2048, **size)
     half = torch.float16 if device != "cpu" else torch.float32
-    torch.set_default_dtype(half)
-    try:
-        with torch.device(device):
-            model = OPTForCausalLM(config).eval()
-    finally:
-        torch.set_default_dtype(torch.float32)
-    model.config.use_cache = False
-    # Nothing is padded, so attention is causal without a mask, on all sides alike: transformers would look for padding on the
-    # device in every eager forward pass, and could not in a captured one.
-    AttentionInterface.register("causal", sdpa_attention_forward)
-    model.config._attn_implementation = "causal"
+    model = opt("tiny" if quick else "2.7B", device, half)
     rounds = 4 if quick else 12
     weights = sum(p.numel() for p in model.parameters())
     result: Result = {
@@ -375,7 +343,7 @@ def speed(device: str, quick: bool, keep: Callable[[Result], None]) -> Result:
                 result["holds"] = False
                 found[f"traceback, {name}"] = traceback.format_exc()
             keep(result)
-            _clean(device)
+            clean(device)
         with contextlib.suppress(KeyError):
             found |= _bars(found)
         keep(result)
@@ -424,8 +392,8 @@ def _bars(found: Result) -> Result:
 def _floor(closure: Callable[[], Tensor], rounds: int, device: str) -> Result:
     with torch.no_grad():
         return {
-            "memory": _peak(device, closure),
-            "two_forwards_ms": _median(lambda: (closure(), closure()), rounds, device),
+            "memory": peak(device, closure),
+            "two_forwards_ms": median(lambda: (closure(), closure()), rounds, device),
         }
 
 
@@ -455,13 +423,13 @@ def _ours(
         for _ in range(3):
             step()
         if name == "gaussian":
-            found["no_synchronisation"] = _no_sync(step, device)
+            found["no_synchronisation"] = no_sync(step, device)
             before = optimizer.sweeps
-            found["memory"] = _peak(device, step)
+            found["memory"] = peak(device, step)
             found["sweeps_a_step"] = (optimizer.sweeps - before) / (3 if device != "cpu" else 1)
-            found["memory_trace"] = _trace(device, step)
+            found["memory_trace"] = trace(device, step)
             found |= _sweeps(Sweeper(optimizer.works, "gaussian"), rounds, device)
-        found[f"{name}_ms"] = _median(step, rounds, device)
+        found[f"{name}_ms"] = median(step, rounds, device)
         optimizer.finish()
     return found
 
@@ -469,8 +437,8 @@ def _ours(
 def _sweeps(sweeper: Sweeper, rounds: int, device: str) -> Result:
     one, two = Operation(1, 0, (1e-9,)), Operation(2, 0, (1e-9,))
     return {
-        "one_operation_sweep_ms": _median(lambda: sweeper(one, None), rounds, device),
-        "two_operation_sweep_ms": _median(lambda: sweeper(one, two), rounds, device),
+        "one_operation_sweep_ms": median(lambda: sweeper(one, None), rounds, device),
+        "two_operation_sweep_ms": median(lambda: sweeper(one, two), rounds, device),
     }
 
 
@@ -480,85 +448,12 @@ def _public_loop(model: nn.Module, closure: Callable[[], Tensor], rounds: int, d
     step = functools.partial(loop.step, closure)
     for _ in range(2):
         step()
-    return {"memory": _peak(device, step, 2), "ms": _median(step, max(3, rounds - 2), device)}
-
-
-def _median(program: Callable[[], Any], rounds: int, device: str) -> dict[str, float]:
-    """Of calls one after the other, as in training: the host may run ahead of the device, and does not wait between them."""
-    for _ in range(2):
-        program()
-    if device == "cpu":
-        times = []
-        for _ in range(rounds):
-            start = time.perf_counter()
-            program()
-            times.append((time.perf_counter() - start) * 1e3)
-    else:
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(rounds + 1)]
-        events[0].record()
-        for event in events[1:]:
-            program()
-            event.record()
-        torch.cuda.synchronize()
-        times = [one.elapsed_time(two) for one, two in itertools.pairwise(events)]
-    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
-    return {"median": median, "low": low, "high": high, "rounds": rounds}
+    return {"memory": peak(device, step, 2), "ms": median(step, max(3, rounds - 2), device)}
 
 
 def _sweep_time(elements: int, dtype: torch.dtype, rounds: int, device: str) -> dict[str, float]:
     flat = torch.zeros(elements, dtype=dtype, device=device)
-    return _median(lambda: flat.add_(1e-8), rounds, device)
-
-
-def _peak(device: str, program: Callable[[], Any], calls: int = 3) -> dict[str, int]:
-    """Bytes of tensors at most, and bytes that torch held for them, which counts what a CUDA graph keeps for itself too."""
-    if device == "cpu":
-        program()
-        return {"allocated": 0, "reserved": 0}
-    _clean(device)
-    torch.cuda.reset_peak_memory_stats()
-    for _ in range(calls):
-        program()
-    torch.cuda.synchronize()
-    return {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
-
-
-def _trace(device: str, program: Callable[[], Any]) -> list[dict[str, int]]:
-    """Bytes allocated after, at the peak of, and reserved at the peak of, each of five steps."""
-    trace: list[dict[str, int]] = []
-    for _ in range(5 if device != "cpu" else 0):
-        torch.cuda.reset_peak_memory_stats()
-        program()
-        torch.cuda.synchronize()
-        trace.append(
-            {
-                "allocated": torch.cuda.memory_allocated(),
-                "peak": torch.cuda.max_memory_allocated(),
-                "reserved": torch.cuda.max_memory_reserved(),
-            }
-        )
-    return trace
-
-
-def _no_sync(program: Callable[[], Any], device: str) -> bool | str:
-    """Whether a step waits nowhere for the device: torch raises where it would."""
-    if device == "cpu":
-        return "not measured"
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        program()
-    except RuntimeError as error:
-        return f"{error}\n{traceback.format_exc()[-600:]}"
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return True
-
-
-def _clean(device: str) -> None:
-    gc.collect()
-    if device != "cpu":
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
+    return median(lambda: flat.add_(1e-8), rounds, device)
 
 
 # ---- the script -------------------------------------------------------------------------------------------------------
@@ -570,14 +465,14 @@ def _short(dtype: torch.dtype | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=Path(), help="folder of the data")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--device", default="cuda")
     parser.add_argument(
         "--parts",
         default="check,speed,toy,compare",
-        help="check and all its parts, or some of them by name; everything: all number formats; again: the comparison's verdict on other seeds",
+        help="check and all its parts, or some of them by name; everything: all number formats; again: the comparison's verdict on other seeds; ranks: two GPUs beside one",
     )
     parser.add_argument(
         "--seconds", type=float, default=180, help="compare: start nothing that would end later"
@@ -611,6 +506,7 @@ def main() -> None:
         "check_engine": lambda keep: check_engine(options.data, device),
         "check_sweep": lambda keep: check_sweep(device, "everything" in wanted),
         "toy": lambda keep: toy(options.data, device, quick),
+        "ranks": lambda keep: ranks(device, quick, keep),
         "compare": lambda keep: compare(
             options.data, budget, device, keep, until, earlier.get("compare", {})
         ),
@@ -634,7 +530,7 @@ def main() -> None:
         write(found)
         failed += [name] if state != "OK" else []
         print(f"{name}: {state} ({found['seconds']:.1f} s)", flush=True)
-        _clean(device)
+        clean(device)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}; see {options.out}")
 

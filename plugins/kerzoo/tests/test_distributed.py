@@ -46,9 +46,9 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     alone, together = load_file(tmp_path / "one-stage"), load_file(tmp_path / "two-stage")
     assert all(torch.equal(alone[name], together[name]) for name in alone)
     assert all("logs True" in output for output, _ in ended[:2])
-    lines = [
-        line.split() for output, _ in ended[:2] for line in output.splitlines() if line.startswith("sharded")
-    ]
+    printed = [line.split() for output, _ in ended[:2] for line in output.splitlines()]
+    assert len({line[3] for line in printed if line[0] in ("data-parallel", "sharded")}) == 1
+    lines = [line for line in printed if line[0] == "sharded"]
     held, total = [int(line[1]) for line in lines], int(lines[0][2])
     assert sum(held) == total
     assert max(held) < 0.6 * total  # nobody swept over more than its own part

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import planish
 from planish_kerzoo import CapturedLoss, KerZOO
-from planish_kerzoo.log import share_log
+from planish_kerzoo.log import fingerprint, share_log
 
 
 def net() -> nn.Sequential:
@@ -78,9 +78,9 @@ def main(rank: int, rendezvous: str, out: str) -> None:
         values = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in parameters]
         if rank == 0:
             save_file({str(i): v.detach().contiguous() for i, v in enumerate(values)}, f"{out}-{mode}")
-        print(
-            mode, sum(len(work.segment.local()) for work in optimizer.works), sum(v.numel() for v in values)
-        )
+        held = sum(len(work.segment.local()) for work in optimizer.works)
+        digest = fingerprint([work.segment for work in optimizer.works])
+        print(mode, held, sum(v.numel() for v in values), digest)
     trained = stage(Path(f"{out}-{rank}"))
     if rank == 0:
         save_file(dict(trained.state_dict()), f"{out}-stage")

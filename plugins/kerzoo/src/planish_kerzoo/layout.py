@@ -36,9 +36,19 @@ class Segment:
     group: int
     index: int
 
+    @property
+    def sharded(self) -> bool:
+        """Whether other processes hold the rest of the parameter."""
+        return hasattr(self.parameter, "to_local")
+
     def local(self) -> Tensor:
         """The local elements as a flat view of the parameter's storage."""
         return _local(self.parameter).view(-1)
+
+    def gathered(self) -> Tensor:
+        """The elements of the whole parameter, flat, from all processes that hold shards of it: each of them must call this."""
+        whole = getattr(self.parameter, "full_tensor", self.parameter.detach)()
+        return whole.detach().contiguous().view(-1)
 
     def address(self) -> int:
         """Where the local elements are in memory."""

@@ -285,11 +285,15 @@ def share_log(path: Path) -> None:
 
 
 def fingerprint(segments: Sequence[Segment]) -> str:
-    """sha256 of names, shapes, formats and values of the trainable parameters, one read back at a time."""
+    """sha256 of names, shapes, formats and values of the trainable parameters, one read back at a time.
+
+    Sharded ones are gathered for that, one at a time, so that it is the fingerprint of the whole weights: every process must
+    call it.
+    """
     parts = []
     for segment in segments:
-        values = segment.local().cpu().view(torch.uint8).numpy().tobytes()
-        label = f"{segment.name}{tuple(segment.parameter.shape)}{segment.parameter.dtype}{segment.start}"
+        values = segment.gathered().cpu().view(torch.uint8).numpy().tobytes()
+        label = f"{segment.name}{tuple(segment.parameter.shape)}{segment.parameter.dtype}{segment.whole}"
         parts.append(digest.of_bytes(label.encode(), values))
     return digest.of_json(parts)
 

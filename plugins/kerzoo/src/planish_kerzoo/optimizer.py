@@ -82,8 +82,10 @@ class KerZOO(torch.optim.Optimizer):
         super().__init__(given, {"lr": self.options.lr, "eps": self.options.eps})
         self._build()
         self.log = log
-        if log is not None:
-            log.bind(self.header(based=True))
+        if log is not None or any(work.segment.sharded for work in self.works):
+            header = self.header(based=True)  # gathers shards: processes without a log have to take part
+            if log is not None:
+                log.bind(header)
         on_gpu = self.works[0].segment.local().is_cuda
         self._recorder = Recorder(log, log_every if on_gpu else 1, self.options.max_skipped)
 
@@ -108,7 +110,7 @@ class KerZOO(torch.optim.Optimizer):
             )
         ]
         segments = lay_out(named)
-        if self.slotted and any(hasattr(segment.parameter, "to_local") for segment in segments):
+        if self.slotted and any(segment.sharded for segment in segments):
             raise PlanishError("KerZOO: per_tensor_r and clip need whole parameters, and these are sharded")
         policy, exact = self.options.dtype_policy, self.options.restore == "exact"
         works = []
