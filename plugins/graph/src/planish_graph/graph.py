@@ -168,7 +168,7 @@ class Graph:
 
     def keys(self) -> set[Hashable]:
         """What `kept` holds something for, in date or not."""
-        return set(list(self._kept))  # copied at once: other threads may add to it
+        return set(self._kept.copy())  # at once: other threads may add to it
 
     def forget(self, key: Hashable) -> None:
         """Free what `kept` made for ``key``."""
