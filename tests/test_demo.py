@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -73,6 +75,11 @@ def test_the_result_writes_text_and_the_report_shows_every_row(
         assert f"{row['size'] / 1e6:.2f} MB" in page
         assert f"{perplexity(row):.2f}" in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_the_folder_shows_the_figures_again(demo: dict[str, Any], planish: Callable[..., Any]) -> None:
+    shown = json.loads(planish("show", demo["out"], "--json").stdout)
+    assert shown["rows"] == demo["rows"]
 
 
 def test_progress_comes_as_plain_lines_without_a_terminal(demo: dict[str, Any]) -> None:

@@ -142,6 +142,23 @@ class TestShow:
         assert data["records"][0]["facts"] == {"zeros": 162}
         assert data["run"]["stages"][0]["zero"]["sparsity"] == 0.5
 
+    def test_a_folder_that_bears_a_method_s_name(
+        self, cli: Cli, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "zero").mkdir()
+        assert cli("show", "zero").out.startswith("zero (pruner")
+        (tmp_path / "zero").rmdir()
+        finished.rename(tmp_path / "zero")
+        assert cli("show", "zero").out.startswith("fake:mlp  seed 0")
+
+    @pytest.mark.parametrize("name", ["run.json", "measurements.json"])
+    @pytest.mark.parametrize("text", ["", "[]", '{"key": "", "rows": [{}]}'])
+    def test_a_damaged_note_is_one_line(self, name: str, text: str, cli: Cli, finished: Path) -> None:
+        (finished / name).write_text(text)
+        for command in ("show", "report"):
+            assert f"{name}: damaged" in mistake(cli(command, finished))
+
     def test_mistakes(self, cli: Cli, tmp_path: Path) -> None:
         assert "unknown method 'zreo'; did you mean 'zero'?" in mistake(cli("show", "zreo"))
         assert "no run.json; this is not a run folder" in mistake(cli("show", tmp_path))
@@ -190,6 +207,51 @@ class TestRun:
         assert len(json.loads(cli("run", recipe, "--check", "--json").out)["problems"]) == 2
         assert not (tmp_path / "run").exists()
 
+    def test_check_looks_at_the_settings_too(self, recipe: Path, tmp_path: Path, cli: Cli) -> None:
+        done = cli("run", recipe, "--check", "--device", "gpu", "--measure", "all")
+        assert done.code == 2
+        assert [line.split()[0] for line in done.out.splitlines()] == ["measure", "device"]
+
+    def test_what_a_method_prints_is_no_result(
+        self, recipe: Path, tmp_path: Path, cli: Cli, distribution: Callable[..., str]
+    ) -> None:
+        module = distribution("planish-loud", "")
+        (tmp_path / "site" / f"{module}.py").write_text(
+            "from planish import Method, hookimpl\n"
+            "@hookimpl\ndef pruners():\n"
+            "    return [Method('loud', 'pruner', 's', config='planish_fake.config:NoConfig', "
+            f"target='{module}:apply')]\n"
+            "def apply(model, config, context):\n    print('look at me')\n    return model\n"
+        )
+        recipe.write_text("source: fake:mlp\nstages: [loud]\n")
+        done = cli("run", recipe, "--out", tmp_path / "run", "--json", "--measure", "none")
+        assert json.loads(done.out)["rows"] == []
+        assert "look at me\n" in done.err
+
+    @pytest.mark.parametrize("name", ["a b", "Größe 模型 🔨", "[bold]%s{x}"])
+    def test_paths_with_any_name(self, name: str, fake_source: str, tmp_path: Path, cli: Cli) -> None:
+        folder = tmp_path / name
+        shutil.copytree(os.environ["FAKE_MODEL"], folder / "model")
+        recipe, out = folder / f"{name}.yaml", folder / "run"
+        recipe.write_text("source: model\nstages: [{zero: {label: ü}}]\n", encoding="utf-8")
+        first = cli("run", recipe, "--out", out, "--measure", "none", "--json")
+        assert (first.code, json.loads(first.out)["source"]) == (0, str(folder / "model"))
+        again = cli("run", recipe, "--out", out, "--measure", "none", "--json")
+        assert (again.out, "already done" in again.err) == (first.out, True)
+        for command in ("show", "report", "watch"):
+            assert cli(command, out).code == 0
+
+    def test_names_that_are_no_text_are_refused(self, recipe: Path, tmp_path: Path, cli: Cli) -> None:
+        folder = tmp_path / os.fsdecode(b"latin \xe9")
+        assert "the name is not UTF-8" in mistake(cli("run", recipe, "--out", folder))
+        assert "the name is not UTF-8" in mistake(cli("run", recipe, "--source", folder))
+        assert not folder.exists()
+
+    def test_a_name_too_long_for_the_file_system(self, recipe: Path, cli: Cli) -> None:
+        name = "a" * 300
+        for command in (("show", name), ("watch", name), ("report", name), ("run", recipe, "--out", name)):
+            assert "File name too long" in mistake(cli(*command))
+
     @pytest.mark.parametrize(
         ("text", "message"),
         [
@@ -218,6 +280,7 @@ class TestRun:
             cli("run", recipe, "--out", out, "--measure", "all")
         )
         assert "device = 'gpu'" in mistake(cli("run", recipe, "--out", out, "--device", "gpu"))
+        assert not out.exists()
 
     def test_a_bug_in_a_method_is_no_user_mistake(self, recipe: Path, tmp_path: Path, cli: Cli) -> None:
         recipe.write_text("source: fake:mlp\nstages: [fail]\n")
@@ -264,6 +327,11 @@ class TestWatch:
         finally:
             writer.kill()
             writer.communicate()
+
+    @pytest.mark.parametrize("text", ["{", "5", '{"type": "note", "stag": "x"}'])
+    def test_damaged_events_are_named(self, text: str, finished: Path, cli: Cli) -> None:
+        (finished / "events.jsonl").write_text(text + "\n")
+        assert "events.jsonl: line 1 is damaged" in mistake(cli("watch", finished))
 
     def test_no_run(self, tmp_path: Path, cli: Cli) -> None:
         assert "no events.jsonl; this is not a run folder" in mistake(cli("watch", tmp_path))
@@ -325,6 +393,13 @@ class TestBench:
         assert [r["holds"] for r in data["rows"]] == [True, False, None]
         assert [r["ratio"] for r in data["rows"]] == [0.5, 0.8, 1.0]
         assert data["rows"][0]["command"] == "bench duel quick=True"
+
+    def test_json_has_no_nan(self, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+        row = bench.Row("errors", 1.0, "", "peer", 0.0, None, "CPU", "bench duel")
+        monkeypatch.setattr(bench, "run", lambda name, quick: [row])
+        data = json.loads(cli("bench", "duel", "--json").out, parse_constant=pytest.fail)
+        assert data["rows"][0]["ratio"] is None
+        assert " nan " in cli("bench", "duel").out
 
     def test_unknown(self, cli: Cli) -> None:
         assert "unknown benchmark 'dule'; did you mean 'duel'?" in mistake(cli("bench", "dule"))
@@ -406,6 +481,7 @@ def test_author_commands_with_an_sdk(passed: bool, cli: Cli, monkeypatch: pytest
         "folder": "f/backend-x"
     }
     assert "pip install -e f/pruner-x && planish check pruner-x" in cli("new", "x", "--folder", "f").out
+    assert "pip install -e 'a b/pruner-x' && " in cli("new", "x", "--folder", "a b").out
     assert cli("check", "planish-fake").code == int(not passed)
     done = cli("check", "planish-fake", "--json")
     assert json.loads(done.out) == {"package": "planish-fake", "quiet": True, "passed": passed}
@@ -422,6 +498,25 @@ class TestPluginGroup:
         assert "planish_fake.greeting" not in sys.modules
         cli("greet", "wave")
         assert "planish_fake.greeting" in sys.modules
+
+    def test_two_plugins_with_one_group(self, cli: Cli, distribution: Callable[..., str]) -> None:
+        distribution(
+            "planish-other",
+            "from planish import Command, hookimpl\n"
+            "@hookimpl\ndef commands():\n"
+            "    return [Command('greet', 'planish_fake.greeting:app', 'again'), Command('run', 'm:o', 'mine'),\n"
+            "            Command('gone', 'no_such_module:app'), Command('odd', 'json:dumps')]\n",
+        )
+        text = mistake(cli("greet", "hello", "you"))
+        assert "say planish-fake:greet or planish-other:greet" in text
+        assert cli("planish-other:greet", "hello", "you").out == "hello you\n"
+        assert "A recipe file" in cli("run", "--help").out
+        listed = cli("--help").out
+        assert all(
+            name in listed for name in ("planish-fake:greet", "planish-other:greet", "planish-other:run")
+        )
+        assert "module 'no_such_module' cannot be imported" in mistake(cli("gone", "x"))
+        assert "'json:dumps' is no typer application" in mistake(cli("odd", "x"))
 
 
 def test_a_reader_that_goes_away_is_no_error(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:

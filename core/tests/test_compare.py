@@ -285,11 +285,17 @@ class TestReport:
         dense = [row(name, counts=Counts(9, 9, {"w": (9, 9)})) for name in "ab"]
         assert "Zeros layer by layer" not in "".join(self.write(tmp_path / "r.html", dense).text)
 
-    def test_whole_or_not_at_all(self, tmp_path: Path) -> None:
+    def test_whole_or_not_at_all(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = tmp_path / "r.html"
         path.write_text("old")
-        with pytest.raises(UnicodeEncodeError):
-            write_report(path, "\ud800", [], [])
+
+        def full(target: Path, text: str, **_: Any) -> int:
+            target.write_bytes(text.encode()[:100])
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_report(path, "title", [], [])
         assert path.read_text() == "old"
         assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
 

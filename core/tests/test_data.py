@@ -133,6 +133,16 @@ class TestTensors:
         with pytest.raises(DataError, match=r"none\.npz"):
             Tensors(path=tmp_path / "none.npz").fingerprint()
 
+    @pytest.mark.parametrize("value", ["abc", [[1, 2], [3]], {1: 2}, np.array(["a", "b"]), None])
+    def test_what_is_no_array_of_numbers(self, value: Any, tmp_path: Path) -> None:
+        for call in (lambda data: data.read("x"), Tensors.fingerprint):
+            with pytest.raises(DataError, match=r"data in memory: 'x' is no array of numbers \(") as error:
+                call(Tensors(values={"x": value}))
+            assert "\n" not in str(error.value)
+        np.savez(tmp_path / "a.npz", x=np.array(["a", "b"]))
+        with pytest.raises(DataError, match=r"a.npz: 'x' is no array of numbers"):
+            Tensors(path=tmp_path / "a.npz").read("x")
+
     def test_one_origin(self) -> None:
         for options in ({}, {"path": "a", "values": {}}):
             with pytest.raises(ValidationError):

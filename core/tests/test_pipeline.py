@@ -13,6 +13,7 @@ from torch import nn
 
 from planish import Classification, LanguageModelling, Pipeline, Tensors, Text
 from planish.errors import PlanishError, RunError
+from planish.runner import resolve_device
 
 
 def only(problems: list[str]) -> str:
@@ -51,6 +52,24 @@ def test_problems(
     with pytest.raises(PlanishError) as error:
         pipeline.run(fake_source, tmp_path / "run")
     assert message in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "message"),
+    [
+        *(
+            (Pipeline(seed=seed).then("zero"), f"seed = {seed!r} must be")
+            for seed in (-1, 2**63, 1.5, "1", True)
+        ),
+        (Pipeline(task="lm").then("zero"), "task = 'lm' is no task"),  # type: ignore[arg-type]
+        (Pipeline().then(3), "method = 3 must be the name of a method"),  # type: ignore[arg-type]
+    ],
+)
+def test_wrong_types_from_python(pipeline: Pipeline, message: str, fake_source: str, tmp_path: Path) -> None:
+    with pytest.raises(PlanishError) as error:
+        pipeline.run(fake_source, tmp_path / "run")
+    assert str(error.value).startswith(message)
     assert not (tmp_path / "run").exists()
 
 
@@ -119,12 +138,22 @@ def test_too_little_disk(fake_source: str, tmp_path: Path, monkeypatch: pytest.M
     assert "0.0 MB free on the disk, about 0.0 MB needed" in problem
 
 
-@pytest.mark.parametrize("device", ["tpu9", "meta", "cuda:99", "", "mps:0"])
-def test_device_names(device: str, fake_source: str, tmp_path: Path) -> None:
-    if device.startswith("cuda") and torch.cuda.is_available():
+@pytest.mark.parametrize("device", ["tpu9", "meta", "cuda:99", "", "mps:0", None, 0])
+def test_device_names(device: Any, fake_source: str, tmp_path: Path) -> None:
+    if str(device).startswith("cuda") and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     with pytest.raises(RunError, match="device = "):
         Pipeline().then("zero").run(fake_source, tmp_path / "run", device=device)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_numbered_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_device("cpu:0") == "cpu"  # methods and builders ask for "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [resolve_device(name) for name in ("auto", "cuda", "cuda:1")] == ["cuda", "cuda", "cuda:1"]
+    with pytest.raises(RunError, match="'cuda:2': torch sees 2 CUDA devices here"):
+        resolve_device("cuda:2")
 
 
 def test_what_to_measure(fake_source: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
@@ -62,6 +63,19 @@ BROKEN = {
     "kind": (offering("odd", kind="backend"), "method 'odd' of kind 'backend' came from hook 'pruners'"),
     "hook-raises": (HEAD + "@hookimpl\ndef builders():\n    return 1 / 0\n", "ZeroDivisionError"),
     "none": (HEAD + "@hookimpl\ndef builders():\n    pass\n", "TypeError"),
+    "summary": (offering("odd").replace("'a summary'", "None"), "method 'odd': summary = None must be text"),
+    "nameless": (offering(""), "method '': name is empty"),
+    "accepts": (offering("odd", accepts="torch"), "accepts = 'torch' must be a tuple of texts"),
+    "needs": (offering("odd", needs="cuda"), "needs = 'cuda' must be a tuple of texts"),
+    "requires": (
+        "from planish import Requirement\n"
+        + offering("odd").replace(")]", ", requires=Requirement('x', 'y'))]"),
+        "must be a tuple of Requirement",
+    ),
+    "core": (
+        HEAD + "@hookimpl\ndef builders():\n    return [Builder('transformers', 'torch', 'm:o')]\n",
+        "builder 'transformers': core has a builder of that name",
+    ),
     "arguments": (
         HEAD + "@hookimpl\ndef open_artifact(uri):\n    raise AssertionError('a broken plugin was asked')\n"
         "@hookimpl\ndef stage_started(evnt):\n    pass\n",
@@ -154,6 +168,19 @@ def test_an_unwanted_plugin_is_not_imported(
     assert not Host().broken
 
 
+def test_what_an_installer_left_half_removed(distribution: Callable[..., str], tmp_path: Path) -> None:
+    """Metadata without the file METADATA: no name, no version, and no reason to stop."""
+    distribution("planish-ghost", "raise AssertionError")
+    distribution("planish-other", offering("another"))
+    (info,) = (tmp_path / "site").glob("planish_ghost-*")
+    (info / "METADATA").unlink()
+    loaded = {
+        (p.distribution, p.version, bool(p.broken)) for p in Host(only=["planish-ghost", "another"]).plugins
+    }
+    assert ("planish-ghost", "unknown", True) in loaded
+    assert host().method("another").distribution == "planish-other"
+
+
 def test_entry_point_without_a_distribution() -> None:
     loose = EntryPoint("loose", "planish_fake", "planish.plugins")
     plugin = Host([loose], only={"loose"}).plugins[-1]
@@ -198,9 +225,9 @@ def test_requirement_below_a_missing_package() -> None:
     assert not Requirement("sh", "", program=True).missing()
 
 
-@pytest.mark.parametrize("target", ["json", "json:", ":dumps", "json:no_such"])
+@pytest.mark.parametrize("target", ["json", "json:", ":dumps", "json:no_such", "no_such_module:x"])
 def test_bad_import_strings(target: str) -> None:
-    with pytest.raises((PlanishError, ValueError)) as error:
+    with pytest.raises(PlanishError) as error:
         resolve(target)
     assert "\n" not in str(error.value)
 

@@ -20,6 +20,7 @@ from planish import Artifact, Classification, Pipeline, PlanishError, Result, Te
 from planish.errors import ArtifactError, DataError, RunError
 from planish.events import Event, read
 from planish.record import Record
+from planish.result import read_rows
 
 pytestmark = pytest.mark.usefixtures("few_rounds")
 TWO = Pipeline(seed=1).then("zero", sparsity=0.5).then("jitter", scale=0.1)
@@ -145,6 +146,22 @@ class TestRepeating:
         first = Pipeline(seed=1).then("zero", sparsity=0.25).then("jitter", scale=0.1)
         third = first.run(fake_source, result.folder, measure="none")
         assert not set(third.stages) & set(result.stages)
+
+    def test_figures_of_another_pipeline_are_not_shown(self, result: Result, fake_source: str) -> None:
+        assert read_rows(result.folder) == result.rows
+        TWO.run(fake_source, result.folder, measure="none")
+        assert read_rows(result.folder) == result.rows
+        Pipeline(seed=1).then("zero", sparsity=0.25).run(fake_source, result.folder, measure="none")
+        assert read_rows(result.folder) == []
+
+    def test_figures_of_another_machine_are_not_reused(
+        self, result: Result, fake_source: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from planish import measure
+
+        monkeypatch.setattr(measure, "device_name", lambda device="cpu": "another processor")
+        TWO.run(fake_source, result.folder)
+        assert heard(result.folder)[8:] == [("stage_started", "measure"), ("stage_finished", "measure")]
 
     def test_defaults_spelt_out_are_the_same_stage(self, result: Result, fake_source: str) -> None:
         spelt = Pipeline(seed=1).then("planish-fake:zero", sparsity=0.5, layers="all", label=None)

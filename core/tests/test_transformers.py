@@ -185,6 +185,19 @@ def test_patches_name_integers_that_exist(make_llama: Any, tmp_path: Path) -> No
             TransformersBuilder().load(artifact.root, {**artifact.architecture, "patches": patches}, "cpu")
 
 
+def test_a_second_surgery_leaves_the_first_artifact_as_it_was(make_llama: Any, tmp_path: Path) -> None:
+    """The live model's patches grow; those of the artifacts it was saved to and loaded from are theirs."""
+    model = TorchModel(make_llama(), "transformers")
+    model.patch({"model.layers.0.mlp": {"intermediate_size": 48}})
+    artifact = save(model, tmp_path / "first")
+    first = artifact.digest
+    model.patch({"model.layers.1.mlp": {"intermediate_size": 48}})
+    artifact.load().patch({"model.layers.0.mlp": {"intermediate_size": 8}})
+    artifact.verify()
+    assert artifact.architecture["patches"] == {"model.layers.0.mlp": {"intermediate_size": 48}}
+    assert artifact.digest == first
+
+
 def test_patched_model_with_weights_missing_or_foreign(make_llama: Any, tmp_path: Path) -> None:
     model = TorchModel(make_llama(), "transformers")
     model.patch({"model.layers.0.mlp": {"intermediate_size": 48}})

@@ -120,17 +120,19 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     assert not list(tmp_path.iterdir())
 
 
-def _wheel(project: Path, to: Path) -> Path:
+def _wheels(to: Path, *projects: Path) -> list[Path]:
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "--wheel-dir", str(to), str(project)], check=True)
-    (wheel,) = to.glob("*.whl")
-    return wheel
+    subprocess.run([*command, "--wheel-dir", to, *projects], check=True)
+    wheels = list(to.glob("*.whl"))
+    assert len(wheels) == len(projects)
+    return wheels
 
 
 @pytest.mark.slow
 def test_the_wheel_holds_template_and_kit(tmp_path: Path) -> None:
     pytest.importorskip("hatchling")
-    names = zipfile.ZipFile(_wheel(SDK, tmp_path)).namelist()
+    (wheel,) = _wheels(tmp_path, SDK)
+    names = zipfile.ZipFile(wheel).namelist()
     packaged = {name.removeprefix("planish_sdk/template/") for name in names if "/template/" in name}
     assert packaged == {path.relative_to(TEMPLATE).as_posix() for path in TEMPLATE.rglob("*.tmpl")}
     assert {"planish_sdk/testing/suite.py", "planish_sdk/testing/server.py", "planish_sdk/py.typed"} <= set(
@@ -157,7 +159,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Fresh:
     pytest.importorskip("hatchling")
     folder = tmp_path_factory.mktemp("fresh")
     projects = {kind: create(f"new-{kind}", folder, kind) for kind in KINDS}
-    wheels = [_wheel(project, folder / "wheels" / kind) for kind, project in projects.items()]
+    wheels = _wheels(folder / "wheels", *projects.values())
     venv.create(folder / "environment", with_pip=False)
     python = folder / "environment" / "bin" / "python"
     found = subprocess.run(

@@ -72,7 +72,7 @@ class Artifact:
         """
         manifest = folder / MANIFEST
         try:
-            data: dict[str, Any] = json.loads(manifest.read_text())
+            data: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
             if data["format"] != FORMAT:
                 raise ArtifactError(
                     f"{manifest}: artifact format {data['format']}, this planish reads {FORMAT}"

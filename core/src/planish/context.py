@@ -42,7 +42,9 @@ class Unit:
     @property
     def facts(self) -> dict[str, Any]:
         """The facts saved with the tensors."""
-        saved: dict[str, Any] = json.loads(self._facts.read_text()) if self._facts.is_file() else {}
+        if not self._facts.is_file():
+            return {}
+        saved: dict[str, Any] = json.loads(self._facts.read_text(encoding="utf-8"))
         return saved
 
     def save(self, tensors: dict[str, Tensor], **facts: Any) -> None:

@@ -87,28 +87,38 @@ class Tensors(BaseModel):
         """The tensors of these names.
 
         Raises:
-            DataError: the file is missing or damaged, holds pickles, or lacks a name.
+            DataError: the file is missing or damaged, holds pickles, lacks a name, or something is no array of numbers.
         """
-        import torch
-
         values = self._raw() if self.values is None else self.values
         for name in names:
             if name not in values:
                 raise DataError(
                     f"data {self.path or 'in memory'}: no array {name!r} (has: {', '.join(sorted(values))})"
                 )
-        return [torch.as_tensor(values[name]) for name in names]
+        return [self._tensor(name, values[name]) for name in names]
 
     def fingerprint(self) -> str:
+        """Raises DataError as `read` does."""
         import torch
 
         values = self._raw() if self.values is None else self.values
         parts: list[bytes] = []
         for name in sorted(values):
-            tensor = torch.as_tensor(values[name]).detach().cpu()
+            tensor = self._tensor(name, values[name]).detach().cpu()
             content = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
             parts += [f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode(), content]
         return digest.of_bytes(*parts)
+
+    def _tensor(self, name: str, value: Any) -> Tensor:
+        import torch
+
+        try:
+            return torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(
+                f"data {self.path or 'in memory'}: {name!r} is no array of numbers ({reason})"
+            ) from None
 
     def _raw(self) -> dict[str, Any]:
         import numpy as np

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from planish.artifact import write_json
 from planish.compare import Entry, Row, compare
 from planish.errors import MissingRequirement, UnknownMethod
 from planish.events import Event, Listener
@@ -14,7 +15,7 @@ from planish.pipeline import Pipeline
 from planish.record import Record
 from planish.registry import host
 from planish.report import write_report
-from planish.result import REPORT, Result, megabytes, speed, text_table
+from planish.result import MEASUREMENTS, REPORT, Result, megabytes, speed, text_table
 from planish.runner import resolve_device
 from planish.source import open_source
 
@@ -97,6 +98,8 @@ def run(out: Path, listen: Listener) -> Outcome:
         listen(Event("stage_progress", "measure", done, total, text))
 
     rows = compare(entries, source.task, reference=1, device=resolve_device("cpu"), report=report)
+    # Of no one pipeline, so without a key that a run would take them by; `show` and `report` print them again.
+    write_json(out / MEASUREMENTS, {"key": "", "rows": [row.as_dict() for row in rows]})
     stages: dict[Path, str] = {}
     for label, result in results.items():
         for folder in result.stages:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from planish import registry
+from planish.errors import RunError
 
 FILE = "events.jsonl"
 EventType = Literal[
@@ -75,8 +76,16 @@ class Events:
 
 
 def read(folder: Path) -> Iterator[Event]:
-    """The events of a run so far; a last line that is still being written is left out."""
-    with (folder / FILE).open(encoding="utf-8") as stream:
-        for line in stream:
-            if line.endswith("\n"):
-                yield Event(**json.loads(line))
+    """The events of a run so far; a last line that is still being written is left out.
+
+    Raises:
+        RunError: a line is damaged.
+    """
+    with (folder / FILE).open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if line.endswith(b"\n"):
+                try:
+                    event = Event(**json.loads(line))
+                except (ValueError, TypeError) as error:
+                    raise RunError(f"{folder / FILE}: line {number} is damaged ({error})") from None
+                yield event

@@ -25,12 +25,18 @@ def resolve(target: str) -> Any:
     """Import the object that ``"module:object"`` names.
 
     Raises:
-        PlanishError: the string has no colon, or the module has no such object.
+        PlanishError: the string has no colon, the module cannot be imported, or it has no such object.
     """
     module_name, colon, attribute = target.partition(":")
-    if not colon or not attribute:
+    if not module_name or not colon or not attribute:
         raise PlanishError(f"target {target!r} is not of the form 'module:object'")
-    module = importlib.import_module(module_name)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise PlanishError(
+            f"module {module_name!r} cannot be imported ({reason}; target {target!r})"
+        ) from error
     try:
         return getattr(module, attribute)
     except AttributeError:
@@ -76,8 +82,8 @@ class Method:
         target: ``"module:function"``, called as ``function(model, config, context)``; returns the model that results.
         accepts: artifact kinds it can start from.
         yields: artifact kind it ends in; empty means the kind it was given.
-        needs: what the run must offer, of ``"calibration"``, ``"training"`` and ``"cuda"``; a config with a property
-            ``needs`` decides instead, where it depends on the options.
+        needs: what the run must offer, of ``"calibration"``, ``"training"``, ``"tokenizer"`` and ``"cuda"``; a config
+            with a property ``needs`` decides instead, where it depends on the options.
         requires: modules and programs beyond the distribution's own dependencies.
         check: ``"module:function"``, called before any compute as ``function(model, config)`` with a model on the
             meta device; yields one line a problem.

@@ -14,7 +14,7 @@ from planish.config import MethodConfig, method_config
 from planish.errors import ConfigError, PlanishError, RunError
 from planish.method import demand, resolve
 from planish.registry import Owned
-from planish.source import Source, open_source
+from planish.source import Source, is_text, open_source
 
 if TYPE_CHECKING:
     from planish.events import Listener
@@ -69,6 +69,9 @@ class Pipeline:
         if not self.stages:
             yield ConfigError("the pipeline has no stage: add one with then(METHOD, ...)")
             return
+        if wrong := list(self._mistyped()):
+            yield from wrong
+            return
         usable: list[tuple[Owned, MethodConfig]] = []
         for stage in self.stages:
             try:
@@ -82,6 +85,18 @@ class Pipeline:
         yield from _fit(usable, source)
         yield from _look(usable, source)
         yield from _space(source, out, len(self.stages))
+
+    def _mistyped(self) -> Iterator[ConfigError]:
+        """What Python lets through and a recipe does not."""
+        from planish.tasks import Task
+
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**63:
+            yield ConfigError(f"seed = {self.seed!r} must be a whole number from 0 to 2**63 - 1")
+        if self.task is not None and not isinstance(self.task, Task):
+            yield ConfigError(f"task = {self.task!r} is no task, such as planish.LanguageModelling(...)")
+        for stage in self.stages:
+            if not isinstance(stage.method, str):
+                yield ConfigError(f"method = {stage.method!r} must be the name of a method")
 
     def run(
         self,
@@ -175,12 +190,19 @@ def _space(source: Source, out: Path | None, stages: int) -> Iterator[PlanishErr
     """Each stage may write as much as the source holds in float32."""
     if out is None:
         return
+    if not is_text(str(out)):
+        yield RunError(f"out = {str(out)!r}: the name is not UTF-8, which safetensors files need")
+        return
     size = source.artifact.bytes if source.artifact else 0
     needed = 2 * size * (stages + 1)
     existing = out
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
+    try:
+        while not existing.exists():
+            existing = existing.parent
+        free = shutil.disk_usage(existing).free
+    except OSError as error:
+        yield RunError(f"{out}: cannot be written ({error.strerror})")
+        return
     if free < needed:
         yield RunError(f"{out}: {free / 1e6:.1f} MB free on the disk, about {needed / 1e6:.1f} MB needed")
 

@@ -62,7 +62,7 @@ class Record:
         """
         path = folder / FILE
         try:
-            return cls(**json.loads(path.read_text()))
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise ArtifactError(f"{path}: missing") from None
         except (ValueError, TypeError) as error:

@@ -13,7 +13,7 @@ import importlib.util
 import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 import pluggy
@@ -21,7 +21,7 @@ import pluggy
 from planish import builtin
 from planish.errors import BrokenPlugin, PlanishError, UnknownMethod
 from planish.hooks import GROUP, KIND_HOOKS, TOPICS
-from planish.method import API, Benchmark, Builder, Command, Evaluator, Method
+from planish.method import API, Benchmark, Builder, Command, Evaluator, Method, Requirement
 
 Record = Method | Builder | Evaluator | Benchmark | Command
 R = TypeVar("R", Method, Builder, Evaluator, Benchmark, Command)
@@ -33,6 +33,7 @@ RECORD_HOOKS: dict[str, type[Record]] = {
     "benchmarks": Benchmark,
     "commands": Command,
 }
+_CORE_BUILDERS = {builder.name for builder in builtin.builders()}
 HOOK_NAMES = [name for topic in TOPICS for name, _ in inspect.getmembers(topic, inspect.isfunction)]
 
 
@@ -174,7 +175,29 @@ def _wanted() -> set[str] | None:
 
 
 def _distribution(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
-    return (point.dist.name, point.dist.version) if point.dist else (point.name, "unknown")
+    """Name and version of who brought an entry point; what an installer left half removed has neither."""
+    try:
+        assert point.dist is not None
+        name, version = point.dist.name, point.dist.version
+    except Exception:  # without METADATA, each Python version raises something else
+        return point.name, "unknown"
+    return name or point.name, version or "unknown"
+
+
+def _mistyped(record: Record) -> Iterator[str]:
+    """One line for each field of a record that would raise where it is read, far from the plugin it came from."""
+    for field_ in fields(record):
+        value = getattr(record, field_.name)
+        if field_.name == "requires":
+            if not (isinstance(value, tuple | list) and all(isinstance(v, Requirement) for v in value)):
+                yield f"requires = {value!r} must be a tuple of Requirement"
+        elif field_.name in ("accepts", "needs", "tasks"):
+            if not (isinstance(value, tuple | list) and all(isinstance(v, str) for v in value)):
+                yield f"{field_.name} = {value!r} must be a tuple of texts"
+        elif field_.name != "api" and not isinstance(value, str):
+            yield f"{field_.name} = {value!r} must be text"
+    if not record.name:
+        yield "name is empty"
 
 
 def _hooks(module: Any) -> list[str]:
@@ -206,11 +229,13 @@ def _records(module: Any, hooks: list[str]) -> list[Any]:
         for record in getattr(module, hook)():
             if not isinstance(record, expected):
                 raise PlanishError(f"hook {hook!r} returned {type(record).__name__}, not {expected.__name__}")
+            noun = f"{expected.__name__.lower()} {record.name!r}"
             if record.api != API:
-                raise PlanishError(
-                    f"{expected.__name__.lower()} {record.name!r} speaks plugin API {record.api}, "
-                    f"this planish speaks {API}"
-                )
+                raise PlanishError(f"{noun} speaks plugin API {record.api}, this planish speaks {API}")
+            for wrong in _mistyped(record):
+                raise PlanishError(f"{noun}: {wrong}")
+            if isinstance(record, Builder) and module is not builtin and record.name in _CORE_BUILDERS:
+                raise PlanishError(f"{noun}: core has a builder of that name")
             if isinstance(record, Method) and KIND_HOOKS.get(record.kind) != hook:
                 raise PlanishError(f"method {record.name!r} of kind {record.kind!r} came from hook {hook!r}")
             records.append(record)

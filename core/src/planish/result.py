@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from planish.artifact import Artifact
 from planish.compare import NOT_MEASURED, Row
+from planish.errors import RunError
 from planish.record import Record
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from planish.pipeline import Pipeline
 
 RUN = "run.json"
+MEASUREMENTS = "measurements.json"
 REPORT = "report.html"
 
 
@@ -80,12 +82,37 @@ class Result:
         }
 
 
-def read_rows(folder: Path) -> list[Row]:
-    """The measured rows of a run folder; empty when nothing was measured yet."""
-    path = folder / "measurements.json"
+def read(path: Path, *fields: str) -> dict[str, Any]:
+    """What an earlier process wrote to a file of the run folder.
+
+    Raises:
+        RunError: it is damaged, or lacks one of ``fields``.
+    """
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if missing := [name for name in fields if name not in data]:
+            raise ValueError(f"no {missing[0]}")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise RunError(f"{path}: damaged ({error}); remove it or choose another folder") from None
+    return data
+
+
+def read_rows(folder: Path, key: str | None = None) -> list[Row]:
+    """The measured rows of a run folder; empty when nothing was measured yet, or not what ``key`` stands for.
+
+    Raises:
+        RunError: the file that holds them is damaged.
+    """
+    path = folder / MEASUREMENTS
     if not path.is_file():
         return []
-    return [Row.from_dict(row) for row in json.loads(path.read_text())["rows"]]
+    found = read(path, "key", "rows")
+    if key not in (None, found["key"]):
+        return []
+    try:
+        return [Row.from_dict(row) for row in found["rows"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{path}: damaged ({error}); remove it or choose another folder") from None
 
 
 def columns(rows: Sequence[Row]) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import random
 import shutil
@@ -29,15 +28,13 @@ from planish.method import API, resolve
 from planish.model import TorchModel
 from planish.pipeline import Pipeline, Stage
 from planish.record import Record, library_versions
-from planish.result import RUN, Result
+from planish.result import MEASUREMENTS, RUN, Result, read, read_rows
 from planish.source import Source
 
 if TYPE_CHECKING:
     from torch import nn
 
     from planish.tasks import Task
-
-MEASUREMENTS = "measurements.json"
 
 
 def run(
@@ -50,8 +47,8 @@ def run(
     listeners: tuple[Listener, ...],
 ) -> Result:
     """See `Pipeline.run`."""
-    if measuring not in ("ends", "stages", "none"):
-        raise RunError(f"measure = {measuring!r} is not one of ends, stages, none")
+    for mistake in mistakes(device, measuring):
+        raise RunError(mistake)
     for problem in pipeline.problems(source, out):
         raise problem
     with _disk_errors(out), _locked(out):
@@ -62,24 +59,40 @@ def run(
             session.events.close()
 
 
+def mistakes(device: str, measuring: str) -> list[str]:
+    """What is wrong with the settings of a run, one line each."""
+    found = []
+    if measuring not in ("ends", "stages", "none"):
+        found.append(f"measure = {measuring!r} is not one of ends, stages, none")
+    try:
+        resolve_device(device)
+    except RunError as error:
+        found.append(str(error))
+    return found
+
+
 def resolve_device(device: str) -> str:
     """``"auto"`` as the device it stands for.
 
     Raises:
-        RunError: a CUDA device was asked for and there is none, or torch does not know the name.
+        RunError: a CUDA device was asked for that is not there, or torch does not know the name.
     """
     import torch
 
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        kind = torch.device(device).type
-    except RuntimeError:
+        named = torch.device(device)
+    except (RuntimeError, TypeError):
         raise RunError(f"device = {device!r} is not one of auto, cpu, cuda, cuda:N") from None
-    if kind not in ("cpu", "cuda"):
+    if not isinstance(device, str) or named.type not in ("cpu", "cuda"):
         raise RunError(f"device = {device!r} is not one of auto, cpu, cuda, cuda:N")
-    if kind == "cuda" and not torch.cuda.is_available():
+    if named.type == "cpu":
+        return "cpu"
+    if not torch.cuda.is_available():
         raise RunError(f"device = {device!r}: torch sees no CUDA device here")
+    if (count := torch.cuda.device_count()) <= (named.index or 0):
+        raise RunError(f"device = {device!r}: torch sees {count} CUDA device{'s' if count > 1 else ''} here")
     return device
 
 
@@ -156,7 +169,7 @@ class _Session:
         """Write run.json, or refuse a folder that holds a run on other data or another source."""
         path = self.out / RUN
         if path.is_file():
-            earlier = _earlier(path, "data", "digest", "source")
+            earlier = read(path, "data", "digest", "source", "seed", "stages")
             if earlier["data"] != self.data:
                 raise RunError(
                     f"{self.out}: belongs to a run on other data; choose another folder or restore the data"
@@ -165,20 +178,19 @@ class _Session:
                 raise RunError(
                     f"{self.out}: belongs to a run from another model ({earlier['source']}); choose another folder"
                 )
-        write_json(
-            path,
-            {
-                "source": source.uri,
-                "digest": artifact.digest,
-                "data": self.data,
-                "seed": pipeline.seed,
-                "task": self.task.kind if self.task else None,
-                "stages": [
-                    {stage.method: stage.config().model_dump(mode="json")} for stage in pipeline.stages
-                ],
-                "libraries": library_versions(),
-            },
-        )
+        run = {
+            "source": source.uri,
+            "digest": artifact.digest,
+            "data": self.data,
+            "seed": pipeline.seed,
+            "task": self.task.kind if self.task else None,
+            "stages": [{stage.method: stage.config().model_dump(mode="json")} for stage in pipeline.stages],
+            "libraries": library_versions(),
+        }
+        if path.is_file() and any(earlier[field] != run[field] for field in ("seed", "stages")):
+            # They would be shown beside this run, which they are not of.
+            (self.out / MEASUREMENTS).unlink(missing_ok=True)
+        write_json(path, run)
 
     def _stage(self, number: int, stage: Stage, parent: _Live) -> tuple[Path, _Live]:
         owned, config = stage.owned(), stage.config()
@@ -253,14 +265,13 @@ class _Session:
         return artifact
 
     def _measure(self, entries: Sequence[Entry], base: int) -> list[Row]:
-        """Measure, or take the figures of an earlier, complete measurement of the same models."""
+        """Measure, or take the figures of an earlier, complete measurement of the same models on this machine."""
         path = self.out / MEASUREMENTS
         labels = [[entry.label, entry.artifact.digest] for entry in entries]
-        key = digest.of_json([labels, base, self.data, self.device])
-        if path.is_file():
-            earlier = _earlier(path, "key", "rows")
-            if earlier["key"] == key:
-                return [Row.from_dict(row) for row in earlier["rows"]]
+        place = [self.device, measure.device_name(self.device), library_versions()]
+        key = digest.of_json([labels, base, self.data, *place])
+        if rows := read_rows(self.out, key):
+            return rows
         self.events.emit(Event("stage_started", "measure"))
 
         def report(done: int, total: int, text: str) -> None:
@@ -270,17 +281,6 @@ class _Session:
         write_json(path, {"key": key, "rows": [row.as_dict() for row in rows]})
         self.events.emit(Event("stage_finished", "measure"))
         return rows
-
-
-def _earlier(path: Path, *fields: str) -> dict[str, Any]:
-    """What an earlier process wrote to the run folder."""
-    try:
-        data: dict[str, Any] = json.loads(path.read_text())
-        if missing := [name for name in fields if name not in data]:
-            raise ValueError(f"no {missing[0]}")
-    except (ValueError, TypeError) as error:
-        raise RunError(f"{path}: damaged ({error}); remove it or choose another folder") from None
-    return data
 
 
 def in_memory(module: nn.Module, tokenizer: Any) -> TorchModel:
@@ -344,4 +344,6 @@ def _disk_errors(out: Path) -> Iterator[None]:
             raise RunError(f"{out}: cannot be written ({error.strerror}: {error.filename})") from None
         if error.errno in (errno.EEXIST, errno.ENOTDIR):
             raise RunError(f"{out}: is not a folder") from None
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise RunError(f"{out}: cannot be written ({error.strerror})") from None
         raise

@@ -73,6 +73,8 @@ def open_source(target: Source | Artifact | str | Path | nn.Module, tokenizer: A
                 f"source {target!r} is neither a folder, a hub id, an artifact nor a torch module"
             )
         return Source(type(target).__name__, module=target, tokenizer=tokenizer)
+    if not is_text(str(target)):
+        raise ArtifactError(f"source {str(target)!r}: the name is not UTF-8, which safetensors files need")
     try:
         found: Source | None = registry.host().open_artifact(str(target))
     except OSError as error:
@@ -85,6 +87,11 @@ def open_source(target: Source | Artifact | str | Path | nn.Module, tokenizer: A
             "(a folder, a hub id like 'org/name', or a scheme like 'testbed:lm')"
         )
     return found
+
+
+def is_text(name: str) -> bool:
+    """Whether a name is text. Python holds the bytes of one that is no UTF-8 as lone surrogates."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in name)
 
 
 def open_folder_or_hub(uri: str) -> Source | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Iterator
@@ -46,12 +47,13 @@ class TransformersBuilder:
             config.dtype = computing
         if model.tokenizer is not None:
             _save_tokenizer(model.tokenizer, folder)
-        return {"class": type(module).__name__, "storage": model.storage, "patches": model.patches}
+        patches = copy.deepcopy(model.patches)  # the next stage adds to the live model's own
+        return {"class": type(module).__name__, "storage": model.storage, "patches": patches}
 
     def load(self, folder: Path, architecture: Architecture, device: str, given: Any = None) -> TorchModel:
         read_config(folder)
         cls = model_class(str(architecture["class"]))
-        patches: dict[str, dict[str, int]] = architecture.get("patches", {})
+        patches: dict[str, dict[str, int]] = copy.deepcopy(architecture.get("patches", {}))
         storage = str(architecture.get("storage", "float32"))
         if device == "meta":
             module = _from_config(cls, folder, device)
@@ -109,7 +111,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder}: no config.json; a model folder holds config.json and {weights.SINGLE}"
         )
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
         for name, value in _entries(config):
             if name == "auto_map":
                 raise ArtifactError(f"{path}: the model brings its own code (auto_map), which is not run")

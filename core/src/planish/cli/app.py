@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,20 +27,24 @@ class Group(TyperGroup):
     """Core's commands, and the groups that plugins add; a plugin's group is imported when it is called."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [*super().list_commands(ctx), *sorted(_plugin_commands())]
+        own = super().list_commands(ctx)
+        return [*own, *sorted(_plugin_commands(own))]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         own = super().get_command(ctx, cmd_name)
         if own is not None:
             return own
-        record = _plugin_commands().get(cmd_name)
+        record = _plugin_command(cmd_name)
         if record is None:
             return None
         if ctx.resilient_parsing or "--help" in sys.argv[1:2]:
             return TyperGroup(name=cmd_name, help=record.summary)
         from planish.method import resolve
 
-        return typer.main.get_command(resolve(record.target))
+        group = resolve(record.target)
+        if not isinstance(group, typer.Typer):
+            raise PlanishError(f"command {cmd_name!r}: {record.target!r} is no typer application")
+        return typer.main.get_command(group)
 
 
 app = typer.Typer(
@@ -59,6 +65,11 @@ def main() -> None:
         raise SystemExit(2) from None
     except BrokenPipeError:
         raise SystemExit(0) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        typer.echo(f"planish: {error.filename}: {error.strerror}", err=True)
+        raise SystemExit(2) from None
 
 
 def _version(show: bool) -> None:
@@ -94,7 +105,7 @@ def show(
     """Show a method with its options, or a run with its figures."""
     from planish.cli import listing
 
-    if Path(what).is_dir():
+    if listing.is_run(what):
         _print(listing.run_folder(Path(what)), listing.run_text, as_json)
     else:
         _print(listing.method(what), listing.method_text, as_json)
@@ -114,6 +125,7 @@ def run(
 ) -> None:
     """Run a recipe. Killed or stopped, the same command continues where it was."""
     from planish import recipe as recipes
+    from planish import runner
     from planish.cli.progress import progress
 
     pipeline, named = recipes.read(recipe)
@@ -122,7 +134,7 @@ def run(
         raise PlanishError(f"recipe {recipe}: no source; add one, or give --source")
     out = out or Path("runs") / recipe.stem
     if check:
-        problems = pipeline.check(source, out=out)
+        problems = [*runner.mistakes(device, measure), *pipeline.check(source, out=out)]
         _print({"problems": problems}, lambda data: "\n".join(data["problems"]) or "ready to run", as_json)
         raise typer.Exit(2 if problems else 0)
     with progress() as listen:
@@ -206,7 +218,7 @@ def new(
     path = create(name, folder, kind)
     _print(
         {"folder": str(path)},
-        lambda data: f"{path}\nnext: pip install -e {path} && planish check {path.name}",
+        lambda data: f"{path}\nnext: pip install -e {shlex.quote(str(path))} && planish check {path.name}",
         as_json,
     )
 
@@ -239,15 +251,43 @@ def demo(
     _print(outcome.as_dict(), lambda data: outcome.text(), as_json)
 
 
-def _plugin_commands() -> dict[str, Any]:
+def _plugin_commands(own: list[str]) -> list[str]:
+    """What a user types: a group's name, or its address where core or another plugin has a command of that name."""
+    from collections import Counter
+
     from planish.method import Command
     from planish.registry import host
 
-    return {owned.record.name: owned.record for owned in host().records(Command)}
+    found = list(host().records(Command))
+    times = Counter([*own, *(owned.record.name for owned in found)])
+    return [owned.record.name if times[owned.record.name] == 1 else owned.address for owned in found]
+
+
+def _plugin_command(name: str) -> Any:
+    """The record of the group that ``name`` stands for; None when no plugin has one.
+
+    Raises:
+        PlanishError: two plugins have one of that name.
+    """
+    from planish.method import Command
+    from planish.registry import host
+
+    if not any(name in (owned.record.name, owned.address) for owned in host().records(Command)):
+        return None
+    return host().find(Command, name).record
 
 
 def _print(data: Any, text: Any, as_json: bool) -> None:
-    typer.echo(json.dumps(data, indent=1, ensure_ascii=False) if as_json else text(data))
+    typer.echo(json.dumps(_finite(data), indent=1, ensure_ascii=False) if as_json else text(data))
+
+
+def _finite(data: Any) -> Any:
+    """``data`` with null for NaN and infinity, which JSON does not have."""
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 @contextmanager

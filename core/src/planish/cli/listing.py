@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -92,16 +93,23 @@ def _type(field: dict[str, Any]) -> str:
     return " ".join([field.get("type", "object"), *limits])
 
 
+def is_run(what: str) -> bool:
+    """Whether ``what`` names a folder to look into. A folder that merely bears a method's name does not."""
+    from planish.result import RUN
+
+    folder = Path(what)
+    if not folder.is_dir():
+        return False
+    return (folder / RUN).is_file() or not any(what == owned.record.name for owned in host().records(Method))
+
+
 def run_folder(folder: Path) -> dict[str, Any]:
     """A run folder: what was run, its records and its figures."""
-    from planish.result import RUN, read_rows
+    from planish.result import read_rows
 
-    path = folder / RUN
-    if not path.is_file():
-        raise RunError(f"{folder}: no {RUN}; this is not a run folder")
     return {
         "folder": str(folder),
-        "run": json.loads(path.read_text()),
+        "run": _run(folder),
         "records": [{"folder": name, **asdict(record)} for name, record in _records(folder)],
         "rows": [row.as_dict() for row in read_rows(folder)],
     }
@@ -130,12 +138,11 @@ def _is_plain(value: Any) -> bool:
 def report(folders: list[Path], out: Path | None) -> Path:
     """Write one report over the given run folders."""
     from planish.report import write_report
-    from planish.result import REPORT, RUN, read_rows
+    from planish.result import REPORT, read_rows
 
     rows, records, titles = [], [], []
     for folder in folders:
-        if not (folder / RUN).is_file():
-            raise RunError(f"{folder}: no {RUN}; this is not a run folder")
+        titles.append(_run(folder)["source"])
         found = read_rows(folder)
         if len(folders) > 1:
             import dataclasses
@@ -143,13 +150,20 @@ def report(folders: list[Path], out: Path | None) -> Path:
             found = [dataclasses.replace(row, label=f"{folder.name}: {row.label}") for row in found]
         rows += found
         records += [(f"{folder.name}/{name}", record) for name, record in _records(folder)]
-        titles.append(json.loads((folder / RUN).read_text())["source"])
     path = out or folders[0] / REPORT
     try:
         write_report(path, ", ".join(dict.fromkeys(titles)), rows, records)
     except OSError as error:
         raise RunError(f"report {path}: cannot be written ({error.strerror})") from None
     return path
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    from planish.result import RUN, read
+
+    if not (folder / RUN).is_file():
+        raise RunError(f"{folder}: no {RUN}; this is not a run folder")
+    return read(folder / RUN, "source", "seed", "task")
 
 
 def _records(folder: Path) -> list[tuple[str, Any]]:
@@ -180,9 +194,10 @@ def bench(name: str, quick: bool) -> dict[str, Any]:
     from planish import bench as benches
 
     rows = []
-    for row in benches.run(name, quick):
-        rows.append(row.as_dict())
-        print(f"{row.metric}: {row.value:.4g} {row.unit}", file=sys.stderr, flush=True)
+    with redirect_stdout(sys.stderr):  # what a benchmark prints is no result
+        for row in benches.run(name, quick):
+            rows.append(row.as_dict())
+            print(f"{row.metric}: {row.value:.4g} {row.unit}", flush=True)
     return {"benchmark": name, "quick": quick, "rows": rows}
 
 

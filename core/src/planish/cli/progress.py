@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 from planish.events import Event
 
@@ -21,19 +21,23 @@ _WORDS = {
 
 @contextmanager
 def progress() -> Iterator[Callable[[Event], None]]:
-    """A listener for `planish.Pipeline.run`. Everything goes to standard error; standard output is for results."""
-    if sys.stderr.isatty():
-        with _live() as listen:
-            yield listen
-    else:
-        yield lambda event: print(line(event), file=sys.stderr, flush=True)
+    """A listener for `planish.Pipeline.run`. Everything goes to standard error, also what a method prints; standard
+    output is for results."""
+    with redirect_stdout(sys.stderr):
+        if sys.stderr.isatty():
+            with _live() as listen:
+                yield listen
+        else:
+            yield lambda event: print(line(event), file=sys.stderr, flush=True)
 
 
 def line(event: Event) -> str:
     """One event as one line."""
     clock = time.strftime("%H:%M:%S", time.localtime(event.time))
     count = f"{event.done}/{event.total}" if event.total else ""
-    return " ".join(part for part in (clock, event.stage, _WORDS[event.type], count, event.text) if part)
+    return " ".join(
+        part for part in (clock, event.stage, _WORDS.get(event.type, event.type), count, event.text) if part
+    )
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def jitter(model: TorchModel, config: JitterConfig, context: Context) -> TorchMo
         done = unit.load()
         if done is None:
             noise = torch.randn(layer.weight.shape, generator=context.generator(f"layer {number}"))
-            layer.weight.data += config.scale * noise
+            layer.weight.data += config.scale * noise.to(layer.weight.device)
             unit.save({"weight": layer.weight})
         else:
             layer.weight.data.copy_(done["weight"])

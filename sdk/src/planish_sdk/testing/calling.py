@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Called:
-    """The live model that a method returned, the artifact it became, and the context it had."""
+    """The live model that a method returned, the artifact it became, the context it had, and what of the process it left
+    altered."""
 
     model: Any
     artifact: Artifact
     context: Context
+    altered: list[str]
 
 
 def call(stage: Stage, source: Artifact, task: Task | None, seed: int, device: str, folder: Path) -> Called:
@@ -34,8 +37,29 @@ def call(stage: Stage, source: Artifact, task: Task | None, seed: int, device: s
     context = Context(task, seed, device, folder)
     model = source.load(device)
     seed_everything(seed)
-    model = resolve(stage.owned().record.target)(model, stage.config(), context)
-    return Called(model, save(model, folder, source.digest), context)
+    before = _settings()
+    try:
+        model = resolve(stage.owned().record.target)(model, stage.config(), context)
+        after = _settings()
+    finally:
+        os.chdir(before["working directory"])
+    altered = [
+        f"{name}: {value} became {after[name]}" for name, value in before.items() if after[name] != value
+    ]
+    return Called(model, save(model, folder, source.digest), context, altered)
+
+
+def _settings() -> dict[str, Any]:
+    """What is the process's, and would decide about the stages that follow."""
+    import torch
+
+    return {
+        "working directory": str(Path.cwd()),
+        "gradients enabled": torch.is_grad_enabled(),
+        "default dtype": torch.get_default_dtype(),
+        "threads": torch.get_num_threads(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+    }
 
 
 def save(model: Any, folder: Path, parent: str | None = None) -> Artifact:

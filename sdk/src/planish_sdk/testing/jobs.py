@@ -51,10 +51,11 @@ def run(recipe: str, out: str, device: str, kill: Point = "") -> dict[str, Any]:
     }
 
 
-def forward(folder: str, inputs: str, output: str, device: str) -> None:
-    """Open an artifact and write its logits for the inputs in a file."""
+def forward(folder: str, inputs: str, output: str, device: str) -> bool:
+    """Open an artifact and write its logits for the inputs in a file; whether it has a tokenizer."""
     model = Artifact.open(Path(folder)).load(device)
     weights.write(Path(output), {"logits": model(weights.read(Path(inputs)))})
+    return getattr(model, "tokenizer", None) is not None
 
 
 def load(folder: str, device: str) -> str:

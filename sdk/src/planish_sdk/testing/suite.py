@@ -248,6 +248,14 @@ class MethodSuite:
         )
         wanted = bench.record.yields or outcome.source.kind
         assert after.kind == wanted, f"the record promises kind {wanted!r}, the result is {after.kind!r}"
+        runtime = getattr(outcome.called.model, "runtime", None)
+        assert isinstance(runtime, str), f"the result does not say what runs it: runtime = {runtime!r}"
+        assert runtime.strip(), "the result does not say what runs it: runtime is empty"
+
+    def test_leaves_the_process_as_it_was(self, bench: Workbench, name: str) -> None:
+        """Working directory, torch's switches and threads are what they were: other stages follow in this process."""
+        altered = bench.outcome(name).called.altered
+        assert not altered, f"left altered: {'; '.join(altered)}"
 
     def test_amount_is_as_asked(self, bench: Workbench, name: str) -> None:
         """The method changed as much as its options say, counted from the stored files."""
@@ -299,12 +307,14 @@ class MethodSuite:
             assert job.value() == bench.outcome(name).called.artifact.digest
             return
         _, live = _logits(bench, name)
-        reopened = bench.reloaded(name)
+        reopened, tokenizer = bench.reloaded(name)
         assert live.shape == reopened.shape, f"logits {list(reopened.shape)}, live {list(live.shape)}"
         difference = _difference(live, reopened)
         assert difference <= self.tolerance, (
             f"reopened, {name} differs from the live model by {difference:.2e} of the largest logit"
         )
+        lost = bench.outcome(name).tokenizer and not tokenizer
+        assert not lost, f"the tokenizer of {name} is lost: the result cannot be measured on text"
 
     # ---- determinism and interruption ---------------------------------------------------------------------------
 

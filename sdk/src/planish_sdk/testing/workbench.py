@@ -35,6 +35,7 @@ class Outcome:
         source: the model as given.
         before: the model loaded and saved again with nothing done, so that only the method can make a difference.
         called: the live result, its artifact, its context.
+        tokenizer: whether the source has one.
         inputs: a batch of the task.
         logits: of the source and of the live result for the batch; None where the result does not run.
     """
@@ -42,6 +43,7 @@ class Outcome:
     source: Artifact
     before: Artifact
     called: Called
+    tokenizer: bool
     inputs: dict[str, Tensor]
     logits: tuple[Tensor, Tensor] | None
 
@@ -117,13 +119,14 @@ class Workbench:
         suite = self.suite
         source = Artifact.open(self.source(name))
         untouched = source.load(suite.device)
+        tokenizer = getattr(untouched, "tokenizer", None) is not None
         inputs = suite.inputs(name, untouched, self.task(name))
         runs = suite.trait("runs", self.record.kind)
         given = untouched(inputs).cpu() if runs else None
         before = save(untouched, self.folder / f"untouched-{name}")
         called = self.call(name, suite.seed, self.folder / f"called-{name}")
         logits = None if given is None else (given, called.model(inputs).cpu())
-        return Outcome(source, before, called, inputs, logits)
+        return Outcome(source, before, called, tokenizer, inputs, logits)
 
     def run(self, name: str, out: Path, *, stages: int = 1, kill: Point = "") -> Ended:
         """Run the recipe in a new process."""
@@ -140,8 +143,8 @@ class Workbench:
         report: dict[str, Any] = self.run(name, out, stages=stages).value()
         return report | {"out": out}
 
-    def reloaded(self, name: str) -> Tensor:
-        """Logits of the saved result, opened in a new process."""
+    def reloaded(self, name: str) -> tuple[Tensor, bool]:
+        """Logits of the saved result, opened in a new process, and whether it has a tokenizer there."""
         outcome = self.outcome(name)
         inputs, output = (
             self.folder / f"{name}-inputs.safetensors",
@@ -149,5 +152,6 @@ class Workbench:
         )
         weights.write(inputs, outcome.inputs)
         arguments = {"inputs": inputs, "output": output, "device": self.suite.device}
-        processes().run("forward", self.folder, folder=self.folder / f"called-{name}", **arguments).value()
-        return weights.read(output)["logits"]
+        job = processes().run("forward", self.folder, folder=self.folder / f"called-{name}", **arguments)
+        tokenizer = bool(job.value())
+        return weights.read(output)["logits"], tokenizer

@@ -21,6 +21,9 @@ FAULTY = (
     "overflows",
     "stateful",
     "crashes",
+    "speechless",
+    "anonymous",
+    "wanders",
 )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from planish.errors import PlanishError
+from planish.model import TorchModel
 from planish_sdk.blocks import find_blocks, weight_views
 
 
@@ -133,3 +134,23 @@ def stateful(model: Any, config: Any, context: Any) -> Any:
 
 def crashes(model: Any, config: Any, context: Any) -> Any:
     raise RuntimeError("out of luck")
+
+
+def speechless(model: Any, config: Any, context: Any) -> Any:
+    sound(model, config, context)
+    model.tokenizer = None
+    return model
+
+
+class Anonymous(TorchModel):
+    runtime = None  # type: ignore[assignment]
+
+
+def anonymous(model: Any, config: Any, context: Any) -> Any:
+    sound(model, config, context)
+    return Anonymous(model.module, model.builder, model.tokenizer, model.storage, model.patches)
+
+
+def wanders(model: Any, config: Any, context: Any) -> Any:
+    os.chdir(context.folder)
+    return sound(model, config, context)
