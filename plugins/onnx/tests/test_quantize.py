@@ -13,7 +13,7 @@ from torch import nn
 from planish.errors import PlanishError
 from planish_onnx import files
 from planish_onnx.export import export
-from planish_onnx.quantize import quantize, quantize_rows
+from planish_onnx.quantize import _forget_stored_shapes, quantize, quantize_rows
 from planish_onnx.saturation import saturates
 from planish_onnx.session import OnnxModel
 from planish_onnx.verify import verify
@@ -183,3 +183,16 @@ def test_rows_round_to_the_nearest_step(table, bits):
     assert (values[table == 0] == 0).all()
     error = np.abs(values * scale[:, None].astype(np.float64) - table)
     assert (error <= 0.5001 * scale[:, None]).all()
+
+
+def test_shapes_of_stored_tensors_are_said_once(exported, tmp_path):
+    """A second note would be wrong after a quantiser has transposed the tensor."""
+    path = tmp_path / files.GRAPH
+    path.write_bytes((exported("digits").folder / files.GRAPH).read_bytes())
+    before = onnx.load(path, load_external_data=False).graph
+    _forget_stored_shapes(path)
+    after = onnx.load(path, load_external_data=False).graph
+    stored = {tensor.name for tensor in after.initializer}
+    noted = {value.name for value in before.value_info}
+    assert stored & noted
+    assert {value.name for value in after.value_info} == noted - stored

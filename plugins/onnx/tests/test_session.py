@@ -45,6 +45,7 @@ def test_arrays_in_arrays_out_tensors_in_tensors_out(exported, tokens):
         ({"input_ids": IDS, "labels": IDS}, "unknown labels"),
         ({"input_ids": IDS[0]}, "cannot run input_ids"),
         ({"input_ids": IDS + 10_000}, "cannot run input_ids"),
+        ({"input_ids": IDS + 0.5}, "input_ids is float32, the graph takes int64"),
     ],
 )
 def test_bad_batches_are_refused_in_one_line(exported, batch, words):
@@ -57,3 +58,8 @@ def test_bad_batches_are_refused_in_one_line(exported, batch, words):
 def test_bad_prompts_are_refused(exported, ids, new, words):
     with pytest.raises(PlanishError, match=words):
         OnnxModel(exported("llama").folder).generate(ids, new)
+
+
+def test_a_provider_that_is_not_here_is_no_silent_cpu(exported):
+    with pytest.raises(PlanishError, match=r"providers: 'Nowhere' is not one of .*CPUExecutionProvider"):
+        OnnxModel(exported("llama").folder, providers=["Nowhere"])

@@ -7,13 +7,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 
 import planish
-from planish.errors import ArtifactError, DataError
+from planish.context import Context
+from planish.errors import ArtifactError, DataError, PlanishError
+from planish.model import TorchModel
 from planish_onnx import files
+from planish_onnx.config import OnnxConfig
+from planish_onnx.wiring import apply
 
 pytestmark = pytest.mark.model
 
@@ -68,6 +73,40 @@ def test_a_lost_data_file_is_noticed(
 def test_needs_a_task(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="needs a task"):
         planish.Pipeline().then("onnx").run(torch.nn.Linear(2, 2), tmp_path / "run")
+
+
+def test_half_precision_is_kept_and_named(tmp_path: Path) -> None:
+    class Net(torch.nn.Module):
+        def __init__(self, dtype: torch.dtype) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.head = torch.nn.Linear(8, 64).to(dtype)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x.to(self.head.weight.dtype))
+
+    x, y = torch.randn(40, 8), torch.zeros(40, dtype=torch.int64)
+    data = planish.Tensors(values={"train_x": x, "train_y": y, "test_x": x, "test_y": y})
+    task = planish.Classification(data=data, input="x", batch=16)
+    with pytest.raises(PlanishError, match=r"weights are bfloat16, .* choose 'float32'"):
+        planish.Pipeline(task=task).then("onnx", dtype="keep").run(Net(torch.bfloat16), tmp_path / "brain")
+    kept = planish.Pipeline(task=task).then("onnx", dtype="keep").run(Net(torch.float16), tmp_path / "half")
+    assert kept.rows[-1].runtime == "ONNX Runtime, cpu, float16"
+    assert 1e-6 < kept.records[0].facts["float32 against torch"]["relative_error"] < 1e-2
+
+
+def test_lost_fault_protection_is_told(tmp_path: Path) -> None:
+    class Protected(TorchModel):
+        protection: ClassVar = {"0": object()}
+
+    x = torch.randn(6, 4)
+    task = planish.Classification(
+        data=planish.Tensors(values={"test_x": x, "test_y": torch.zeros(6, dtype=torch.int64)}), input="input"
+    )
+    ctx = Context(task, 0, "cpu", tmp_path)
+    with pytest.warns(UserWarning, match="its copies are not"):
+        apply(Protected(torch.nn.Sequential(torch.nn.Linear(4, 2)), "module"), OnnxConfig(), ctx)
+    assert "copies" in ctx.facts["fault protection"]
 
 
 def test_the_runtime_leaves_nothing_in_the_home_folder(tmp_path: Path) -> None:

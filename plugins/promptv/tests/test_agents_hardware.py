@@ -75,7 +75,7 @@ def test_circuit_of_a_pruned_layer_by_hand_and_by_agents(simulator: Any, tmp_pat
 
 
 @pytest.mark.model
-def test_preflight_asks_for_what_is_missing() -> None:
+def test_preflight_asks_for_what_is_missing(iverilog: None) -> None:
     import torch
 
     import planish

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planish.errors import ConfigError
-from planish_promptv.agents.extract import FormatError, advice, extract
+from planish_promptv.agents.extract import FormatError, _blank, advice, extract
 from planish_promptv.agents.prompts import FIELDS, TEMPLATES, describe, load_pack
 from planish_promptv.models.protocol import Reply
 
@@ -48,6 +48,12 @@ def code(text: str, finish: str = "stop", header: str | None = None) -> str:
 )
 def test_code_is_found(text: str) -> None:
     assert code(text).strip().endswith(GOOD.strip())
+
+
+def test_comments_and_strings_are_blanked_in_one_pass() -> None:
+    assert _blank('a "b \\" c" d // "e') == "a          d      "
+    unclosed = '"' + '\\"' * 50_000 + "\n"
+    assert _blank(unclosed) == unclosed
 
 
 def test_a_tagged_block_wins_over_an_untagged_one() -> None:

@@ -45,12 +45,12 @@ class Slow:
 
 
 @pytest.fixture
-def benchmark(tmp_path: Path) -> Path:
+def problem_set(tmp_path: Path) -> Path:
     return designs.write_benchmark(tmp_path / "bench")
 
 
-def model_for(benchmark: Path, **skill: float) -> MutatingModel:
-    tasks = load_benchmark(str(benchmark))
+def model_for(problem_set: Path, **skill: float) -> MutatingModel:
+    tasks = load_benchmark(str(problem_set))
     wrong = {task.id: designs.wrong_versions(task.reference or "") for task in tasks}
     return MutatingModel(tasks, wrong, Skill(**skill))
 
@@ -72,15 +72,15 @@ def command(*arguments: Any, **environment: str) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_killed_with_sigkill_and_resumed_pays_no_recorded_call_twice(
-    simulator: Any, benchmark: Path, tmp_path: Path
+    simulator: Any, problem_set: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     calls = out / "calls.jsonl"
-    with ScriptedServer(Slow(model_for(benchmark, right_first=0.0, sees=0.4), 0.05)) as server:
+    with ScriptedServer(Slow(model_for(problem_set, right_first=0.0, sees=0.4), 0.05)) as server:
         at_kill = []
         for lines in (3, 7):
             process = command(
-                "eval", benchmark, "--out", out, "--base-url", server.url, "--model", "m", "-n", 2, "--yes",
+                "eval", problem_set, "--out", out, "--base-url", server.url, "--model", "m", "-n", 2, "--yes",
                 "--set", "bench_source=provided", "--set", "parallel_samples=2", "--set", "max_restarts=1",
             )  # fmt: skip
             deadline = time.monotonic() + 120
@@ -106,9 +106,9 @@ def test_killed_with_sigkill_and_resumed_pays_no_recorded_call_twice(
     seen = [json.dumps(request, sort_keys=True) for request in server.requests]
     assert len(seen) - len(set(seen)) <= 2 * 2
     # The same evaluation without any kill ends in the same samples and the same traces.
-    with ScriptedServer(model_for(benchmark, right_first=0.0, sees=0.4)) as server:
+    with ScriptedServer(model_for(problem_set, right_first=0.0, sees=0.4)) as server:
         config = options(server, samples=2, parallel_samples=1)
-        whole = evaluate_sync(str(benchmark), config, tmp_path / "whole", simulator=simulator)
+        whole = evaluate_sync(str(problem_set), config, tmp_path / "whole", simulator=simulator)
     assert whole.calls == figures["calls"] == total
     assert whole.verdicts == figures["verdicts"]
     assert whole.states == figures["states"]
@@ -119,11 +119,11 @@ def recorded(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole[: whole.rfind(b"\n") + 1].splitlines()]
 
 
-def test_interrupt_finishes_the_calls_in_flight(benchmark: Path, tmp_path: Path) -> None:
+def test_interrupt_finishes_the_calls_in_flight(problem_set: Path, iverilog: None, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with ScriptedServer(Slow(model_for(benchmark, right_first=0.0, sees=0.2), 0.3)) as server:
+    with ScriptedServer(Slow(model_for(problem_set, right_first=0.0, sees=0.2), 0.3)) as server:
         process = command(
-            "eval", benchmark, "--out", out, "--base-url", server.url, "--model", "m", "-n", 2, "--yes",
+            "eval", problem_set, "--out", out, "--base-url", server.url, "--model", "m", "-n", 2, "--yes",
             "--set", "bench_source=provided",
         )  # fmt: skip
         deadline = time.monotonic() + 120
@@ -138,11 +138,11 @@ def test_interrupt_finishes_the_calls_in_flight(benchmark: Path, tmp_path: Path)
 
 
 def test_replay_without_network_gives_the_same_verdicts_and_traces(
-    simulator: Any, benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    simulator: Any, problem_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
-    with ScriptedServer(model_for(benchmark, right_first=0.3, sees=0.4)) as server:
-        report = evaluate_sync(str(benchmark), options(server), out, simulator=simulator)
+    with ScriptedServer(model_for(problem_set, right_first=0.3, sees=0.4)) as server:
+        report = evaluate_sync(str(problem_set), options(server), out, simulator=simulator)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
     def no_network(*_: Any, **__: Any) -> Any:
@@ -157,12 +157,12 @@ def test_replay_without_network_gives_the_same_verdicts_and_traces(
 
 
 def test_replay_tells_when_benchmark_or_ledger_are_not_what_they_were(
-    simulator: Any, benchmark: Path, tmp_path: Path
+    simulator: Any, problem_set: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    with ScriptedServer(model_for(benchmark, right_first=1.0)) as server:
-        evaluate_sync(str(benchmark), options(server, samples=1), out, simulator=simulator)
-    path = benchmark / "Prob001_by1_prompt.txt"
+    with ScriptedServer(model_for(problem_set, right_first=1.0)) as server:
+        evaluate_sync(str(problem_set), options(server, samples=1), out, simulator=simulator)
+    path = problem_set / "Prob001_by1_prompt.txt"
     text = path.read_text()
     path.write_text(text + "And more.\n")
     with pytest.raises(RunError, match="is not what it was"):
@@ -174,10 +174,10 @@ def test_replay_tells_when_benchmark_or_ledger_are_not_what_they_were(
 
 
 def test_unreachable_endpoint_keeps_what_is_finished_and_resumes(
-    simulator: Any, benchmark: Path, tmp_path: Path
+    simulator: Any, problem_set: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    model = model_for(benchmark, right_first=1.0)
+    model = model_for(problem_set, right_first=1.0)
 
     class Dying:
         left = 3
@@ -190,43 +190,45 @@ def test_unreachable_endpoint_keeps_what_is_finished_and_resumes(
     with ScriptedServer(dying) as server:
         config = options(server, tries=2, parallel_samples=1)
         with pytest.raises(EndpointUnreachable, match="no usable answer in 2 tries"):
-            evaluate_sync(str(benchmark), config, out, simulator=simulator)
+            evaluate_sync(str(problem_set), config, out, simulator=simulator)
         assert len(recorded(out / "samples.jsonl")) == 3
         dying.left = 10**6
         sent = len(server.requests)
-        report = evaluate_sync(str(benchmark), config, out, simulator=simulator)
+        report = evaluate_sync(str(problem_set), config, out, simulator=simulator)
         assert report.complete
         assert len(server.requests) - sent == 1
         with pytest.raises(RunError, match="holds another evaluation"):
-            evaluate_sync(str(benchmark), options(server, mode="coopetitive"), out, simulator=simulator)
+            evaluate_sync(str(problem_set), options(server, mode="coopetitive"), out, simulator=simulator)
 
 
 def test_wrong_key_ends_before_anything_is_paid(
-    simulator: Any, benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    simulator: Any, problem_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PROMPTV_TEST_KEY", SECRET)
-    with ScriptedServer(model_for(benchmark), key=Key("OTHER", "other")) as server:
+    with ScriptedServer(model_for(problem_set), key=Key("OTHER", "other")) as server:
         config = options(server, api_key_env="PROMPTV_TEST_KEY")
         with pytest.raises(KeyRefused) as caught:
-            evaluate_sync(str(benchmark), config, tmp_path / "run", simulator=simulator)
+            evaluate_sync(str(problem_set), config, tmp_path / "run", simulator=simulator)
     assert SECRET not in str(caught.value)
     assert not server.requests
 
 
-def test_total_budget_and_cancelling_stop_resumably(simulator: Any, benchmark: Path, tmp_path: Path) -> None:
+def test_total_budget_and_cancelling_stop_resumably(
+    simulator: Any, problem_set: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
-    with ScriptedServer(model_for(benchmark, right_first=1.0)) as server:
+    with ScriptedServer(model_for(problem_set, right_first=1.0)) as server:
         config = options(server, samples=4, parallel_samples=1, total_budget={"calls": 3})
-        first = evaluate_sync(str(benchmark), config, out, simulator=simulator)
+        first = evaluate_sync(str(problem_set), config, out, simulator=simulator)
         assert (first.complete, first.samples, first.missing) == (False, 3, 5)
         assert "calls: 3 of 3" in first.stopped
-        again = evaluate_sync(str(benchmark), config, out, simulator=simulator)
+        again = evaluate_sync(str(problem_set), config, out, simulator=simulator)
         assert again.samples == 3, "what was spent before counts"
 
         async def cancelled() -> Any:
             cancel = asyncio.Event()
             return await evaluate(
-                str(benchmark),
+                str(problem_set),
                 options(server, samples=4, parallel_samples=1),
                 out,
                 simulator=simulator,
@@ -238,12 +240,12 @@ def test_total_budget_and_cancelling_stop_resumably(simulator: Any, benchmark: P
         assert (middle.stopped, middle.complete) == ("cancelled", False)
         assert 5 <= middle.samples < 8
         free = options(server, samples=4)
-        assert evaluate_sync(str(benchmark), free, out, simulator=simulator).complete
+        assert evaluate_sync(str(problem_set), free, out, simulator=simulator).complete
         assert len(server.requests) == 8
 
 
 def test_full_disk_stops_with_one_line_and_resumes(
-    simulator: Any, benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    simulator: Any, problem_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
     real = os.pwrite
@@ -255,23 +257,23 @@ def test_full_disk_stops_with_one_line_and_resumes(
         return real(file, data, at)
 
     monkeypatch.setattr("planish_promptv.jsonl.os.pwrite", pwrite)
-    with ScriptedServer(model_for(benchmark, right_first=0.0, sees=0.3)) as server:
+    with ScriptedServer(model_for(problem_set, right_first=0.0, sees=0.3)) as server:
         config = options(server, parallel_samples=1)
         with pytest.raises(RunError, match="the disk is full; what was finished is kept"):
-            evaluate_sync(str(benchmark), config, out, simulator=simulator)
+            evaluate_sync(str(problem_set), config, out, simulator=simulator)
         paid = len(recorded(out / "calls.jsonl"))
         assert paid >= len(server.requests) - 1, "only the reply that did not fit is lost"
         full = False
-        assert evaluate_sync(str(benchmark), config, out, simulator=simulator).complete
+        assert evaluate_sync(str(problem_set), config, out, simulator=simulator).complete
         assert len(server.requests) <= len(recorded(out / "calls.jsonl")) + 1
 
 
 def test_no_key_is_written_anywhere(
-    simulator: Any, benchmark: Path, tmp_path: Path, monkeypatch: Any
+    simulator: Any, problem_set: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """The server echoes the key in errors and in replies; nothing that is written or printed may hold it."""
     monkeypatch.setenv("PROMPTV_TEST_KEY", SECRET)
-    inner = model_for(benchmark, right_first=0.0, sees=0.5)
+    inner = model_for(problem_set, right_first=0.0, sees=0.5)
 
     class Echoing:
         turn = 0
@@ -288,12 +290,12 @@ def test_no_key_is_written_anywhere(
         arguments = ["--base-url", server.url, "--model", "m", "--key-env", "PROMPTV_TEST_KEY", "-n", "1"]
         extra = ["--set", "bench_source=provided", "--set", "retry_base=0", "--set", "max_restarts=0"]
         process = command(
-            "eval", benchmark, "--out", out, *arguments, *extra, "--yes", PROMPTV_TEST_KEY=SECRET
+            "eval", problem_set, "--out", out, *arguments, *extra, "--yes", PROMPTV_TEST_KEY=SECRET
         )
         printed = "".join(process.communicate(timeout=300))
         assert process.returncode == 0, printed
         failing = command(
-            "eval", benchmark, "--out", tmp_path / "other", *arguments, "--yes", "--set", "tries=1", *extra,
+            "eval", problem_set, "--out", tmp_path / "other", *arguments, "--yes", "--set", "tries=1", *extra,
             PROMPTV_TEST_KEY=SECRET + "-wrong",
         )  # fmt: skip
         printed += "".join(failing.communicate(timeout=300))
@@ -308,16 +310,16 @@ def test_no_key_is_written_anywhere(
 
 
 def test_report_is_one_file_with_rounds_and_a_failing_waveform(
-    simulator: Any, benchmark: Path, tmp_path: Path
+    simulator: Any, problem_set: Path, tmp_path: Path
 ) -> None:
     from planish_promptv.evaluate.report import write_report
 
     roots = []
     for mode in ("single_agent", "promptv", "coopetitive"):
         out = tmp_path / mode
-        with ScriptedServer(model_for(benchmark, right_first=0.3, sees=0.2, overrules=0.1)) as server:
+        with ScriptedServer(model_for(problem_set, right_first=0.3, sees=0.2, overrules=0.1)) as server:
             evaluate_sync(
-                str(benchmark), options(server, mode=mode, max_restarts=0), out, simulator=simulator
+                str(problem_set), options(server, mode=mode, max_restarts=0), out, simulator=simulator
             )
         roots.append(out)
     page = write_report(roots).read_text()
@@ -386,13 +388,13 @@ def test_generated_bench_is_scored_by_the_benchmark(simulator: Any, tmp_path: Pa
         (["serve-scripted"], "give a script, or --mutating"),
     ],
 )  # fmt: skip
-def test_mistakes_are_one_line(arguments: list[str], message: str, benchmark: Path, tmp_path: Path) -> None:
+def test_mistakes_are_one_line(arguments: list[str], message: str, problem_set: Path, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
     from planish.errors import PlanishError
     from planish_promptv.cli import app
 
-    given = [str(benchmark) if a == "BENCH" else a for a in arguments]
+    given = [str(problem_set) if a == "BENCH" else a for a in arguments]
     if given[0] in ("eval", "gen"):
         given += ["--out", str(tmp_path / "out")]
     outcome = CliRunner().invoke(app, given)
@@ -402,7 +404,7 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, benchmark: Pa
     assert not (tmp_path / "out").exists()
 
 
-def test_estimate_is_told_before_anything_is_asked(benchmark: Path, tmp_path: Path) -> None:
+def test_estimate_is_told_before_anything_is_asked(problem_set: Path, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
     from planish_promptv.cli import app
@@ -411,7 +413,7 @@ def test_estimate_is_told_before_anything_is_asked(benchmark: Path, tmp_path: Pa
     prices.write_text("[m]\nprompt = 2.0\ncompletion = 8.0\n")
     common = [
         "eval",
-        str(benchmark),
+        str(problem_set),
         "--base-url",
         "http://localhost:1/v1",
         "--model",
@@ -463,7 +465,7 @@ def test_two_tasks_with_one_id_and_a_provided_bench_that_is_not_there(simulator:
         generate_sync(bare, config, simulator=simulator)
 
 
-def test_a_folder_is_worked_in_by_one_process(benchmark: Path, tmp_path: Path) -> None:
+def test_a_folder_is_worked_in_by_one_process(problem_set: Path, tmp_path: Path) -> None:
     from planish_promptv.evaluate.folder import RunFolder
 
     folder = RunFolder(tmp_path / "run")

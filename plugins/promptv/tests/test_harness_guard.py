@@ -95,5 +95,6 @@ def test_long_hostile_text_takes_no_long_search(piece: str) -> None:
     text = "module TopModule; " + piece * 3000
     guard.check_design(text, BENCH)
     guard.check_bench(text, "TopModule")
+    assert len(guard.check_design("module TopModule; " + "x = a.b; " * 3000, BENCH)) <= 101
     found = guard.check_design(piece * (guard.LONGEST + 1), BENCH)
     assert [d.code for d in found] == ["length"]

@@ -27,6 +27,7 @@ from planish_promptv.models.protocol import (
 from planish_promptv.models.scripted import Script
 from planish_promptv.models.secrets import Key
 from planish_promptv.models.server import ScriptedServer
+from planish_promptv.models.wire import LONGEST, parse
 
 QUICK = Patience(base=0.0, timeout=20.0)
 SECRET = "sk-test-0123456789abcdef"
@@ -189,7 +190,17 @@ def test_wrong_and_missing_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:80", "ftp://host", "https://user:pass@host/v1", "https://host/v1?key=x", ""]
+    "url",
+    [
+        "localhost:80",
+        "ftp://host",
+        "https://user:pass@host/v1",
+        "https://host/v1?key=x",
+        "",
+        "http://[::1",
+        "http://h:99999/v1",
+        "http://h:0",
+    ],
 )
 def test_urls_that_do_not_serve(url: str) -> None:
     with pytest.raises(ConfigError, match="base_url") as caught:
@@ -258,6 +269,8 @@ def test_content_filter_is_an_empty_reply_not_the_end_of_the_run() -> None:
         ("<think>module x;</think>\nanswer", "answer"),
         ("hidden thought</think>answer", "answer"),
         ("answer <think>cut", "answer"),
+        ("a <think>one</think>b <THINK>two <think>three</think>c", "a b c"),
+        ("<think>" * 100_000, ""),
     ],
 )
 def test_contents(content: Any, text: str) -> None:
@@ -265,6 +278,27 @@ def test_contents(content: Any, text: str) -> None:
     (reply,) = ask(provider)
     assert reply.text == text
     assert reply.usage.estimated, "this server counts no tokens"
+
+
+def test_half_of_a_surrogate_pair_can_be_stored() -> None:
+    body = {"choices": [{"message": {"content": "half \ud800 a pair"}, "finish_reason": "\udfff"}]}
+    reply = parse(json.dumps(body).encode(), request())
+    assert (reply.text, reply.finish_reason) == ("half ? a pair", "?")
+
+
+def test_an_endless_reply_counts_as_cut() -> None:
+    provider, _ = mocked(chat("x" * (LONGEST + 1)))
+    (reply,) = ask(provider)
+    assert (len(reply.text), reply.finish_reason) == (LONGEST, "length")
+
+
+@pytest.mark.parametrize("prompt", [0, -3, 1e400, "many", None])
+def test_counts_that_cannot_be_are_estimated(prompt: Any) -> None:
+    body = {
+        "choices": [{"message": {"content": "x"}}],
+        "usage": {"prompt_tokens": prompt, "completion_tokens": 1},
+    }
+    assert parse(json.dumps(body).encode(), request()).usage.estimated
 
 
 def test_usage_and_reasoning_field() -> None:

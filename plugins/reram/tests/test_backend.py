@@ -162,6 +162,9 @@ def test_maps_survive_their_file(tmp_path: Path) -> None:
     assert torch.equal(found["a.b"][0], states)
     assert torch.equal(found["a.b"][1], states[:, :, :1])
     assert (tmp_path / "m.safetensors").stat().st_size < 600
+    many = {"a": [states + 0 * copy for copy in range(12)]}  # by number: "10" is not before "2"
+    write_maps(tmp_path / "many.safetensors", many)
+    assert len(read_maps(tmp_path / "many.safetensors")["a"]) == 12
 
 
 def test_chips_of_two_runs_are_different_chips() -> None:

@@ -258,6 +258,35 @@ def test_read_noise_has_the_same_size_on_both_paths() -> None:
     assert sizes[0] == pytest.approx(spread * float(x.norm(dim=-1).mean()) * 2**0.5, rel=0.1)
 
 
+def test_calibration_does_not_use_up_read_noise() -> None:
+    physics, x = Physics(Layout(), device=custom(0.0, 0.02, 0.0)), torch.randn(8, 30)
+    layer = CrossbarLinear(linear(5, 30), Setup(physics, Converters(dac_range="calibrated")))
+    seen = []
+    for batches in (1, 3):
+        calibrate(layer, [{"x": x}] * batches, lambda batch: layer(batch["x"]))
+        seen.append(layer(x))
+    assert torch.equal(*seen)
+
+
+def test_calibration_passes_over_what_is_empty_and_refuses_what_is_no_number() -> None:
+    layer = CrossbarLinear(linear(5, 30), Setup(converters=Converters(dac_range="calibrated")), "0")
+    calibrate(layer, [{"x": torch.zeros(0, 30)}, {"x": torch.randn(3, 30)}], lambda batch: layer(batch["x"]))
+    with pytest.raises(PlanishError, match="layer '': its calibration inputs hold NaN or infinity"):
+        calibrate(layer, [{"x": torch.full((2, 30), float("nan"))}], lambda batch: layer(batch["x"]))
+    with pytest.raises(PlanishError, match="a weight matrix of 5 x 0 holds nothing"):
+        CrossbarLinear(linear(5, 0), Setup())
+
+
+def test_a_layer_under_two_names_is_one_set_of_crossbars_under_both() -> None:
+    net = nn.ModuleDict({"a": linear(6, 6)})
+    net["b"] = nn.Sequential(net["a"], nn.ReLU())
+    to_crossbars(net, Setup())
+    assert isinstance(net["a"], CrossbarLinear)
+    assert net["b"][0] is net["a"]
+    with pytest.raises(ConfigError, match=r"a single Linear, .* wrap it"):
+        to_crossbars(linear(6, 6), Setup())
+
+
 @pytest.mark.parametrize("dac_range", ["vector", "calibrated"])
 def test_the_short_cut_of_one_chip_is_the_plain_product(dac_range: str) -> None:
     """Inputs of any leading dimensions, the same bits at every call, and new ranges and cells are noticed."""

@@ -151,9 +151,16 @@ def save(model: ir.Model, folder: Path) -> None:
 
 
 def write(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write a model folder in a scratch folder, check it, and move its files into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".onnx-", dir=folder))
+    """Let `fill` write a model folder in a scratch folder, check it, and move its files into `folder`.
+
+    Raises:
+        ArtifactError: the folder cannot be made or written to, or the written files fail :func:`check`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".onnx-", dir=folder))
+    except OSError as error:
+        raise ArtifactError(f"{folder}: cannot be written ({error.strerror})") from None
     try:
         fill(scratch)
         check(scratch)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from planish.errors import PlanishError
@@ -119,9 +120,11 @@ def _dynamic(model: ir.Model, scratch: Path, per_channel: bool, reduce_range: bo
     """Run ONNX Runtime's quantiser; the result is scratch/int8.onnx."""
     model.metadata_props.update(PREPROCESSED)
     files.save(model, scratch / "float")
+    path = scratch / "float" / files.GRAPH
+    _forget_stored_shapes(path)
     with _quiet():
         quantize_dynamic(
-            scratch / "float" / files.GRAPH,
+            path,
             scratch / "int8.onnx",
             op_types_to_quantize=["MatMul"],  # the quantiser turns Gemm into MatMul first
             per_channel=per_channel,
@@ -129,6 +132,19 @@ def _dynamic(model: ir.Model, scratch: Path, per_channel: bool, reduce_range: bo
             weight_type=QuantType.QInt8,
             use_external_data_format=True,
         )
+
+
+def _forget_stored_shapes(path: Path) -> None:
+    """Take what is noted of the stored tensors' shapes out of the graph, where it is said twice.
+
+    Earlier quantisers (ONNX Runtime 1.23, for one) transpose the weight of a Gemm in place, and then stumble over its old shape.
+    """
+    proto = onnx.load(path, load_external_data=False)
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    noted = [value for value in proto.graph.value_info if value.name not in stored]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(noted)
+    path.write_bytes(proto.SerializeToString())
 
 
 def _quantize_embeddings(model: ir.Model, heads: dict[str, str], reduce_range: bool) -> int:

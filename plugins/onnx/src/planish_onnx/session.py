@@ -39,6 +39,7 @@ class OnnxModel:
 
     Raises:
         ArtifactError: the folder is incomplete, damaged, reaches outside itself, or ONNX Runtime refuses it.
+        PlanishError: a provider that this ONNX Runtime does not have.
     """
 
     def __init__(
@@ -50,6 +51,10 @@ class OnnxModel:
         providers: Sequence[str] = ("CPUExecutionProvider",),
     ) -> None:
         self.folder = Path(folder)
+        available = onnxruntime.get_available_providers()
+        for name in providers:
+            if name not in available:  # ONNX Runtime itself would fall back to the CPU
+                raise PlanishError(f"providers: {name!r} is not one of {', '.join(available)}")
         files.check(self.folder)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
@@ -79,6 +84,12 @@ class OnnxModel:
         return tuple(name for name in self._types if not name.startswith(PAST))
 
     @property
+    def number(self) -> str:
+        """Number format of the logits."""
+        kind = next(node.type for node in self.session.get_outputs() if node.name == self._logits)
+        return {"tensor(float)": "float32", "tensor(double)": "float64"}.get(kind, kind[len("tensor(") : -1])
+
+    @property
     def has_cache(self) -> bool:
         """Whether the graph takes and returns a KV cache."""
         return bool(self._present)
@@ -87,7 +98,8 @@ class OnnxModel:
         """Logits of a batch: a float32 tensor if any argument is a tensor, otherwise an array.
 
         Raises:
-            PlanishError: an argument is missing, unknown, or of a rank the graph does not take.
+            PlanishError: an argument is missing, unknown, of a rank the graph does not take, or fractional where it
+                takes integers.
         """
         feed = {name: _array(value) for name, value in batch.items()}
         logits = self._run(feed, [self._logits])[0]
@@ -147,6 +159,10 @@ class OnnxModel:
         if missing or unknown:
             fault = f"{'missing' if missing else 'unknown'} {', '.join(sorted(missing or unknown))}"
             raise PlanishError(f"{self.folder.name}: {fault} (the graph takes {', '.join(self.inputs)})")
+        for name, value in feed.items():
+            wanted = np.dtype(self._types[name])
+            if wanted.kind in "iu" and value.dtype.kind not in "iub":
+                raise PlanishError(f"{self.folder.name}: {name} is {value.dtype}, the graph takes {wanted}")
         feed = {name: np.ascontiguousarray(value, dtype=self._types[name]) for name, value in feed.items()}
         try:
             return list(self.session.run(outputs, feed))

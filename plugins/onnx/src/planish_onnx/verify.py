@@ -16,6 +16,9 @@ from planish_onnx.session import OnnxModel
 TOLERANCE = 1e-4
 """Largest error allowed in float32, as a share of the largest logit. Right graphs were seen near 1e-6."""
 
+HALF_TOLERANCE = 1e-2
+"""The same for a graph that computes in float16, against torch in float32."""
+
 INT8_BOUND = 0.5
 """Root-mean-square error allowed in int8, as a share of the spread of the logits. It catches garbage, no more:
 unrelated logits of the same spread reach 1.41, right int8 graphs of trained models were seen below 0.1."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from planish.builders.transformers import TOKENIZER, load_tokenizer
 from planish.context import Context
-from planish.errors import ArtifactError
+from planish.errors import ArtifactError, PlanishError
 from planish.model import Architecture, Batch, TorchModel
 from planish.weights import Counts
 from planish_onnx import session
@@ -24,13 +24,14 @@ from planish_onnx.export import export
 from planish_onnx.quantize import quantize
 from planish_onnx.saturation import saturates
 from planish_onnx.session import OnnxModel
-from planish_onnx.verify import verify
+from planish_onnx.verify import HALF_TOLERANCE, TOLERANCE, verify
 
 OPSET = 23
 """Attention is one operator from here on, which ONNX Runtime runs faster than its parts."""
 SATURATES = (
     "int8 products of this processor saturate at 16 bits, which can cost quality; reduce_range=True avoids it"
 )
+UNPROTECTED = "an ONNX graph has no place for the fault protection of this model: its pruning is exported, its copies are not"
 
 
 class OnnxProgram:
@@ -48,7 +49,7 @@ class OnnxProgram:
 
     @property
     def runtime(self) -> str:
-        number = "int8" if self.quantize == "int8" else "float32"
+        number = "int8" if self.quantize == "int8" else self.session.number
         return f"ONNX Runtime, cpu, {number}"
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -83,6 +84,16 @@ class OnnxBuilder:
 def apply(model: TorchModel, config: OnnxConfig, ctx: Context) -> OnnxProgram:
     """Export, check against torch at sizes the export did not see, and quantise if asked to."""
     task = ctx.need_task()
+    kept = {p.dtype for p in model.module.parameters()} if config.dtype == "keep" else set()
+    if torch.bfloat16 in kept:
+        raise PlanishError(
+            "dtype = 'keep': the model's weights are bfloat16, which ONNX Runtime does not compute with on a CPU; "
+            "choose 'float32'"
+        )
+    tolerance = config.verify_tolerance or (HALF_TOLERANCE if torch.float16 in kept else TOLERANCE)
+    if getattr(model, "protection", None):
+        ctx.facts["fault protection"] = UNPROTECTED
+        warnings.warn(f"onnx: {UNPROTECTED}", stacklevel=2)
     inputs, axes = task.example(model), task.axes
     steps = 3 if config.quantize == "int8" else 2
     exact = ctx.folder / "float" if config.quantize == "int8" else ctx.out
@@ -93,14 +104,14 @@ def apply(model: TorchModel, config: OnnxConfig, ctx: Context) -> OnnxProgram:
         export(model.module, inputs, exact, dynamic=axes, opset=config.opset or OPSET, dtype=config.dtype)
     ctx.progress(1, steps, "check against torch")
     if config.exporter == "optimum":
-        checked = verify_cached(model.module, exact, inputs["input_ids"], tolerance=config.verify_tolerance)
+        checked = verify_cached(model.module, exact, inputs["input_ids"], tolerance=tolerance)
     else:
         checked = verify(
             model.module,
             exact,
             inputs,
             dynamic=axes,
-            tolerance=config.verify_tolerance,
+            tolerance=tolerance,
             threads=config.threads,
         )
     ctx.facts["float32 against torch"] = asdict(checked)

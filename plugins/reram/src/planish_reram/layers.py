@@ -97,8 +97,12 @@ class Crossbar(nn.Module):
         self.seeds = tuple(seeds)
         self.quantised = self._quantised()
         self.cells = program(self.quantised, physics, self.seeds, self.name, self.protection, maps)
-        self._reads = 0
+        self.rewind()
         self.forget()
+
+    def rewind(self) -> None:
+        """Start the draws of read noise anew, as after programming."""
+        self._reads = 0
 
     def forward(self, x: Tensor) -> Tensor:
         return self._bias(self.product(self.vectors(x)))

@@ -39,12 +39,14 @@ def read_maps(path: Path) -> dict[str, list[Tensor]]:
         return {}
     tensors = weights.read(path)
     maps: dict[str, list[Tensor]] = {}
-    for name in sorted(tensors):
+    named: list[tuple[str, int, str]] = []
+    for name in tensors:
         layer, slash, copy = name.removesuffix(SHAPE).rpartition("/")
         if not slash or not copy.isdecimal():
             raise ArtifactError(f"{path}: tensor {name!r} is not named LAYER/COPY")
-        if name.endswith(SHAPE):
-            continue
+        if not name.endswith(SHAPE):
+            named.append((layer, int(copy), name))
+    for layer, copy_number, name in sorted(named):
         value = tensors[name]
         if f"{name}{SHAPE}" in tensors:
             value = _unpack(value, tensors[f"{name}{SHAPE}"].tolist(), path, name)
@@ -55,7 +57,7 @@ def read_maps(path: Path) -> dict[str, list[Tensor]]:
                 f"{path}: tensor {name!r}: states are 0 (healthy), 1 (high) and 2 (low resistance)"
             )
         copies = maps.setdefault(layer, [])
-        if int(copy) != len(copies):
+        if copy_number != len(copies):
             raise ArtifactError(f"{path}: layer {layer!r}: the map of copy {len(copies)} is missing")
         copies.append(value[None])
     return maps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,20 +35,28 @@ def to_crossbars(
         Paths of the swapped layers, in module order.
 
     Raises:
-        ConfigError: no layer can be mapped, or the protection names a layer that is not mapped.
+        ConfigError: no layer can be mapped, the module is itself one, or the protection names a layer that is not mapped.
     """
     layers = mapped_layers(module, skip)
     if not layers:
         raise ConfigError("the network has no linear layer or convolution to put onto crossbars")
+    if "" in layers:
+        raise ConfigError(
+            f"the network is a single {type(module).__name__}, which cannot be swapped in place; "
+            "wrap it in nn.Sequential"
+        )
     protection = protection or {}
     if unknown := [name for name in protection if name not in layers]:
         raise ConfigError(f"protection names the layer {unknown[0]!r}, which is not on crossbars")
-    made: dict[int, Crossbar] = {}
-    for name, layer in layers.items():
-        if id(layer) not in made:  # one module under two names is one set of crossbars
-            made[id(layer)] = crossbar(layer, setup, name, protection.get(name, NO_PROTECTION), seeds)
-        parent, _, leaf = name.rpartition(".")
-        setattr(module.get_submodule(parent), leaf, made[id(layer)])
+    made = {
+        id(layer): crossbar(layer, setup, name, protection.get(name, NO_PROTECTION), seeds)
+        for name, layer in layers.items()
+    }
+    # One module under two names is one set of crossbars, under both.
+    for name, layer in list(module.named_modules(remove_duplicate=False)):
+        if id(layer) in made:
+            parent, _, leaf = name.rpartition(".")
+            setattr(module.get_submodule(parent), leaf, made[id(layer)])
     return list(layers)
 
 
@@ -94,10 +103,10 @@ def calibrate(module: nn.Module, batches: Iterable[Mapping[str, Tensor]], run: C
         run: called with each batch; runs the network once.
 
     Raises:
-        PlanishError: no batch, or a layer that no batch reaches.
+        PlanishError: no batch, a layer that no batch reaches, or an input with NaN or infinity.
     """
     layers = crossbars(module)
-    seen = {name: _Ranges(layer) for name, layer in layers.items() if layer.setup.converters.calibrates}
+    seen = {name: _Ranges(name, layer) for name, layer in layers.items() if layer.setup.converters.calibrates}
     hooks = [layers[name].register_forward_pre_hook(ranges.look) for name, ranges in seen.items()]
     for layer in layers.values():
         layer.ideal_adc = True
@@ -111,20 +120,22 @@ def calibrate(module: nn.Module, batches: Iterable[Mapping[str, Tensor]], run: C
                 ranges.stage = stage
             for batch in batches:
                 run(batch)
-            for name, ranges in seen.items():
-                ranges.settle(name)
+            for ranges in seen.values():
+                ranges.settle()
     finally:
         for hook in hooks:
             hook.remove()
         for layer in layers.values():
             layer.ideal_adc = False
             layer.forget()
+            layer.rewind()
 
 
 class _Ranges:
     """What one layer sees during calibration."""
 
-    def __init__(self, layer: Crossbar) -> None:
+    def __init__(self, name: str, layer: Crossbar) -> None:
+        self.name = name
         self.layer = layer
         self.stage = "inputs"
         self.largest = 0.0
@@ -140,16 +151,23 @@ class _Ranges:
 
     def look(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         """Keep what passes by: the largest input, or a sample of the column sums."""
+        x = arguments[0]
+        if x.numel() == 0:  # an expert without a token
+            return
         self.reached = True
+        if not math.isfinite(largest := float(x.abs().max())):
+            raise PlanishError(f"layer {self.name!r}: its calibration inputs hold NaN or infinity")
         if self.stage == "inputs":
-            self.largest = max(self.largest, float(arguments[0].abs().max()))
+            self.largest = max(self.largest, largest)
         elif self.wants("sums"):
-            self._sample(arguments[0])
+            self._sample(x)
 
-    def settle(self, name: str) -> None:
+    def settle(self) -> None:
         """Set the range that this pass was for."""
         if not self.reached:
-            raise PlanishError(f"layer {name!r}: no calibration batch reaches it, so its ranges are unknown")
+            raise PlanishError(
+                f"layer {self.name!r}: no calibration batch reaches it, so its ranges are unknown"
+            )
         if not self.wants(self.stage):
             return
         if self.stage == "inputs":

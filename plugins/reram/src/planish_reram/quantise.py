@@ -45,7 +45,7 @@ def quantise(
 
     Raises:
         ConfigError: bits, scope or percentile are out of range.
-        PlanishError: the weight holds NaN or infinity.
+        PlanishError: the weight is empty, or holds NaN or infinity.
     """
     if not 2 <= bits <= 8:
         raise ConfigError(f"weight_bits = {bits}: must be 2 to 8")
@@ -53,6 +53,10 @@ def quantise(
         raise ConfigError(f"scale = {scope!r} is not one of tensor, row")
     if percentile is not None and not 50 <= percentile <= 100:
         raise ConfigError(f"percentile = {percentile}: must be 50 to 100")
+    if weight.numel() == 0:
+        raise PlanishError(
+            f"a weight matrix of {' x '.join(map(str, weight.shape))} holds nothing to program"
+        )
     values = weight.detach() if weight.dtype in (torch.float32, torch.float64) else weight.detach().float()
     if percentile is None or percentile == 100:
         over: dict[str, Any] = {"dim": 1, "keepdim": True} if scope == "row" else {}

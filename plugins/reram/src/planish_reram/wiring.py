@@ -115,6 +115,8 @@ def _footprints(program: ReramModel, task: Task | None) -> dict[str, tuple[Footp
         finally:
             for hook in hooks:
                 hook.remove()
+            for layer in crossbars(program.module).values():
+                layer.rewind()
     return {
         name: (
             footprint(

@@ -12,7 +12,7 @@ from planish_promptv.types import Advice, Finding
 TAGS = ("verilog", "systemverilog", "sv", "v")
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+.-]*)[^\n]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
 _OPEN_FENCE = re.compile(r"^[ \t]*```", re.MULTILINE)
-_QUIET = re.compile(r"//[^\n]*|/\*.*?(?:\*/|\Z)|\"(?:\\.|[^\"\\\n])*\"", re.DOTALL)
+_QUIET = re.compile(r"//[^\n]*|/\*.*?(?:\*/|\Z)|(?<!\\)\"(?:\\.|[^\"\\\n])*\"", re.DOTALL)
 _DECLARATION = re.compile(r"\b(?:macro)?module\s+(?:automatic\s+|static\s+)?(\w+)\s*(?:#|\(|;|import\b)")
 _END = re.compile(r"\bendmodule\b")
 

@@ -201,8 +201,10 @@ def _dotted(stream: Sequence[Token], scopes: _Scopes) -> list[Diagnostic]:
         if token.kind != "directive" and not (i and stream[i - 1].text in _NAMED)
     ]
     declared = _declared_scopes(plain)
-    found = []
+    found: list[Diagnostic] = []
     for i, token in enumerate(plain):
+        if len(found) == _ENOUGH:
+            break
         if token.text != "." or token.kind != "mark":
             continue
         if i == 0 or plain[i - 1].text in ("(", ",") or plain[i - 1].text == ".*":
@@ -234,6 +236,9 @@ def _head(stream: Sequence[Token], dot: int) -> str | None:
 
 _FAR = 200
 """Tokens within which a path or a list of names must end; a longer one is refused or cut, never searched for ever."""
+
+_ENOUGH = 100
+"""Hierarchical names that are told; after so many nobody reads on, and looking for their heads takes time."""
 
 
 def _declared_scopes(stream: Sequence[Token]) -> set[str]:

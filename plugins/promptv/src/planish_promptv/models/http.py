@@ -225,11 +225,17 @@ def _checked(base_url: str) -> str:
     """``base_url`` without a trailing slash.
 
     Raises:
-        ConfigError: not http(s), or it carries credentials or a query, which would end up in traces.
+        ConfigError: no URL, not http(s), or it carries credentials or a query, which would end up in traces.
     """
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError("base_url: give a URL such as http://localhost:11434/v1 or https://HOST/v1")
+    try:
+        parts = urlsplit(base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            raise ValueError
+        httpx.URL(base_url)
+    except (ValueError, httpx.InvalidURL):
+        raise ConfigError(
+            "base_url: give a URL such as http://localhost:11434/v1 or https://HOST/v1"
+        ) from None
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ConfigError("base_url: no user, password or query in the URL; keys come from api_key_env")
     return base_url.rstrip("/").removesuffix("/chat/completions")

@@ -163,11 +163,19 @@ def estimate_tokens(text: str) -> int:
     return math.ceil(len(text) / 4)
 
 
-_THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
-_CLOSED = re.compile(r"^.*</(?:think|thinking|reasoning)>", re.DOTALL | re.IGNORECASE)
-_OPENED = re.compile(r"<(?:think|thinking|reasoning)>.*\Z", re.DOTALL | re.IGNORECASE)
+_THOUGHT_TAG = re.compile(r"<(/?)(?:think|thinking|reasoning)>", re.IGNORECASE)
 
 
 def without_reasoning(text: str) -> str:
     """``text`` without think tags: pairs, a closing tag whose opening was part of the prompt, and a cut thought."""
-    return _OPENED.sub("", _CLOSED.sub("", _THOUGHT.sub("", text))).strip()
+    kept: list[str] = []
+    start: int | None = 0  # of what is no thought; None inside one
+    for tag in _THOUGHT_TAG.finditer(text):
+        if tag[1]:
+            if start is not None:
+                kept.clear()
+            start = tag.end()
+        elif start is not None:
+            kept.append(text[start : tag.start()])
+            start = None
+    return "".join([*kept, "" if start is None else text[start:]]).strip()

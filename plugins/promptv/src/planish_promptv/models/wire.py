@@ -11,6 +11,8 @@ from planish_promptv.models.protocol import Reply, Request, Usage, estimate_toke
 
 JsonMode = Literal["json_schema", "json_object", "none"]
 WEAKER: dict[JsonMode, JsonMode] = {"json_schema": "json_object", "json_object": "none"}
+LONGEST = 1 << 18
+"""Characters of a reply that are read, its reasoning taken off; a longer one counts as cut."""
 OPTIONAL = ("seed", "temperature", "top_p")
 _OVERFLOW = re.compile(
     r"context.?length|context window|maximum context|context size|prompt is too long|too many (?:input )?tokens",
@@ -96,13 +98,20 @@ def parse(body: bytes, request: Request) -> Reply:
         text = _content(message.get("content"))
     except (KeyError, IndexError, TypeError, AttributeError):
         raise BadAnswer("the answer holds no choices") from None
-    text = without_reasoning(text)
+    text = without_reasoning(_storable(text))
+    finish = _storable(str(choice.get("finish_reason") or "stop"))
+    usage = _usage(data.get("usage"), request, text)
     return Reply(
-        text=text,
-        finish_reason=str(choice.get("finish_reason") or "stop"),
-        usage=_usage(data.get("usage"), request, text),
-        model=str(data.get("model") or request.model),
+        text=text[:LONGEST],
+        finish_reason="length" if len(text) > LONGEST else finish,
+        usage=usage,
+        model=_storable(str(data.get("model") or request.model)),
     )
+
+
+def _storable(text: str) -> str:
+    """JSON may escape half of a surrogate pair, which no file takes: a question mark stands for it."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _content(content: Any) -> str:
@@ -115,9 +124,12 @@ def _content(content: Any) -> str:
 
 
 def _usage(usage: Any, request: Request, text: str) -> Usage:
+    """What the server counted, or our estimate where it did not: no prompt has 0 tokens."""
     try:
-        return Usage(prompt=int(usage["prompt_tokens"]), completion=int(usage["completion_tokens"]))
-    except (KeyError, TypeError, ValueError):
+        if (prompt := int(usage["prompt_tokens"])) < 1:
+            raise ValueError
+        return Usage(prompt=prompt, completion=int(usage["completion_tokens"]))
+    except (KeyError, TypeError, ValueError, OverflowError):
         return Usage(prompt=request.length, completion=estimate_tokens(text), estimated=True)
 
 
@@ -134,7 +146,7 @@ def error_text(body: bytes) -> str:
             text = str(error)
     except (ValueError, RecursionError):
         pass
-    return " ".join(text.split())[:300]
+    return " ".join(_storable(text).split())[:300]
 
 
 def is_overflow(message: str) -> bool:
