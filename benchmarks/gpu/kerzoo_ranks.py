@@ -261,7 +261,8 @@ def ranks(device: str, quick: bool, keep: Callable[[Result], None], seconds: flo
             found |= done
             left = left[left.index(list(done)[-1]) + 1 :]
             keep(result)
-        found |= {name: {"traceback": "no time was left"} for name in left}
+        nothing = {"traceback": "no time was left"}
+        found |= {name: _of_each([nothing] * world) for name in left}
     result |= _judged(_ended(result["processes: 1"]), _ended(result["processes: 2"]))
     return result
 
@@ -296,12 +297,16 @@ def _launch(world: int, jobs: list[str], device: str, quick: bool, seconds: floa
         done: Result = {}
         for job in jobs:
             each = [one.get(job, {"traceback": f"ended without a result\n{tail}"}) for one in found]
-            done[job] = each[0] if world == 1 else {f"process {rank}": one for rank, one in enumerate(each)}
+            done[job] = _of_each(each)
             failed = [rank for rank, one in enumerate(each) if "traceback" in one]
             print(f"  {world} x {job}: {f'failed in {failed}' if failed else 'OK'}", flush=True)
             if failed:
                 break
         return done
+
+
+def _of_each(found: list[Result]) -> Result:
+    return found[0] if len(found) == 1 else {f"process {rank}": one for rank, one in enumerate(found)}
 
 
 def _end(started: subprocess.Popen[bytes]) -> None:

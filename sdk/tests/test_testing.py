@@ -326,6 +326,7 @@ def test_every_change_of_a_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "altered").write_text("BEFORE")
     (tmp_path / "removed").unlink()
     (tmp_path / "new").mkdir()
+    (tmp_path / ".nv" / "ComputeCache").mkdir(parents=True)
     after = files.tree([tmp_path], tmp_path / "own")
     words = [line.partition(":")[0] + line[line.rindex("/") :] for line in files.changes(before, after)]
     assert sorted(words) == ["altered/altered", "left behind/new", "removed/removed"]

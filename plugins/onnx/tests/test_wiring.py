@@ -32,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[planish.Result, torch
     data = planish.Tensors(values={"train_x": x, "train_y": y, "test_x": x, "test_y": y})
     task = planish.Classification(data=data, input="input", batch=16)
     out = tmp_path_factory.mktemp("run")
-    result = planish.Pipeline(task=task).then("onnx", quantize="int8").run(module, out / "run")
+    result = planish.Pipeline(task=task).then("onnx", quantize="int8").run(module, out / "run", device="cpu")
     return result, module, task
 
 

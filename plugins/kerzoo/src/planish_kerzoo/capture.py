@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from planish.errors import PlanishError
+
 
 class CapturedLoss:
     """A loss as one CUDA graph for each shape of its batch: ``optimizer.step(captured.bind(**batch))``.
@@ -46,7 +48,13 @@ class CapturedLoss:
         return len(self._graphs)
 
     def bind(self, *values: Tensor, **named: Tensor) -> Callable[[], Tensor]:
-        """The loss of one batch as a closure without arguments."""
+        """The loss of one batch as a closure without arguments. Raises PlanishError for anything but tensors."""
+        for name, value in [*enumerate(values), *named.items()]:
+            if not isinstance(value, Tensor):
+                raise PlanishError(
+                    f"CapturedLoss: argument {name} is {type(value).__name__}: only tensors change from batch to batch; "
+                    "give anything else in the loss itself"
+                )
         if any(hasattr(parameter, "to_local") for parameter in self.module.parameters()):
             self._refuse("its parameters are sharded")
             return functools.partial(self.loss, *values, **named)

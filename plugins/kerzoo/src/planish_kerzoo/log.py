@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from planish_kerzoo.optimizer import KerZOO
 
 FORMAT = 1
+MOST = 1 << 20
+"""Parameter groups, and directions a step, at most."""
 _CRC = struct.Struct("<I")
 
 
@@ -49,7 +51,7 @@ class RunLog:
         path: the file. A new one is made on the first append; an existing one is continued.
         header: what the run is. An existing log must have been written with the same one.
 
-    Raises ArtifactError where the file is no log, and RunError where it belongs to another run.
+    Raises ArtifactError where the file is no log, and RunError where it belongs to another run or cannot be written.
     """
 
     def __init__(self, path: str | Path, header: dict[str, Any] | None = None) -> None:
@@ -78,15 +80,29 @@ class RunLog:
         """Size of the complete part on disk."""
         return self._end
 
+    def expect(self, number: int) -> None:
+        """Raises RunError unless the step of that number is the next one: the log of a finished run is not gone on with by chance."""
+        if number != self.steps:
+            raise RunError(
+                f"log {self.path}: holds {self.steps} steps, and the next one is step {number}; go on from it with "
+                "replay(log, optimizer), or choose another file"
+            )
+
     def append(self, step: Step) -> None:
         """Write one step and hand it to the operating system: it survives a kill of this process."""
-        if self._stream is None:
-            self._open()
+        self.expect(step.number)
         record = _record(len(step.lrs))
+        rows = []
         for sample, d in zip(step.samples, step.d, strict=True):
             body = record.pack(step.number, sample.seed, sample.r, sample.weight, d, *step.lrs)
-            self._stream.write(body + _CRC.pack(zlib.crc32(body)))
-        self._stream.flush()
+            rows.append(body + _CRC.pack(zlib.crc32(body)))
+        try:
+            if self._stream is None:
+                self._open()
+            self._stream.write(b"".join(rows))
+            self._stream.flush()
+        except OSError as error:
+            raise RunError(f"log {self.path}: cannot be written ({error.strerror})") from None
         self._end = self._stream.tell()
         self.steps += 1
 
@@ -117,7 +133,9 @@ class RunLog:
         if self._end == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             line = json.dumps({"kerzoo-log": FORMAT, **self.header}, sort_keys=True).encode() + b"\n"
-            self.path.write_bytes(line)
+            whole = self.path.with_name(self.path.name + ".part")
+            whole.write_bytes(line)
+            whole.replace(self.path)  # never a torn first line, which could not be told from another file
             self._begin = self._end = len(line)
         self._stream = self.path.open("r+b")
         self._stream.truncate(self._end)
@@ -126,18 +144,21 @@ class RunLog:
     def _recover(self) -> None:
         """Read the header, and count the steps whose records are whole."""
         content = self.path.read_bytes()
-        line, newline, rest = content.partition(b"\n")
-        if not newline:
-            if content and not content.startswith(b'{"'):
-                raise ArtifactError(f"log {self.path}: is not a KerZOO log")
-            return  # killed while the first line was written
+        if not content:
+            return
+        line, _, rest = content.partition(b"\n")
         try:
             header = json.loads(line)
             if header.pop("kerzoo-log") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
-            record, n = _record(int(header["groups"])), int(header["n"])
+            groups, n = int(header["groups"]), int(header["n"])
+            if not (0 < groups <= MOST and 0 < n <= MOST):
+                raise ValueError(f"{groups} groups and {n} directions are not in 1 to {MOST}")
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-            raise ArtifactError(f"log {self.path}: is not a KerZOO log ({error})") from None
+            raise ArtifactError(
+                f"log {self.path}: is not a KerZOO log ({type(error).__name__}: {error})"
+            ) from None
+        record = _record(groups)
         size = n * (record.size + _CRC.size)
         while (self.steps + 1) * size <= len(rest) and _whole(rest, self.steps, size, n, record.size):
             self.steps += 1
@@ -238,9 +259,7 @@ def replay(log: RunLog | str | Path, optimizer: KerZOO, progress: Callable[[int]
 
     Raises RunError where the log was written with other options, parameters or weights.
     """
-    log = log if isinstance(log, RunLog) else RunLog(log)
-    if not log.header:
-        raise ArtifactError(f"log {log.path}: holds no run")
+    log = _existing(log)
     log.bind(optimizer.header(log.header.get("base") is not None))
     for step in log.read():
         optimizer.repeat(step)
@@ -250,6 +269,13 @@ def replay(log: RunLog | str | Path, optimizer: KerZOO, progress: Callable[[int]
     return log.steps
 
 
+def _existing(log: RunLog | str | Path) -> RunLog:
+    log = log if isinstance(log, RunLog) else RunLog(log)
+    if not log.header:
+        raise ArtifactError(f"log {log.path}: holds no run")
+    return log
+
+
 def average(log: RunLog | str | Path, optimizer: KerZOO, share: float = 0.5) -> None:
     """Move the weights from where the last step of the log left them to the mean of those after each step of the last ``share``.
 
@@ -257,11 +283,13 @@ def average(log: RunLog | str | Path, optimizer: KerZOO, share: float = 0.5) -> 
     averaged weights of T steps, (s - (T - m)) / m do not have the change of step s = 0, ..., T - 1, and that share of it
     is taken back. In float16 and bfloat16 such small changes are mostly lost to rounding; keep float32 masters there.
 
-    Raises PlanishError where a step cannot be taken back, and for a share that is not in (0, 1].
+    Raises PlanishError where a step cannot be taken back, and for a share that is not in (0, 1]; RunError for the log of another
+    run.
     """
     if not 0 < share <= 1:
         raise PlanishError(f"average: share = {share} is not in (0, 1]")
-    log = log if isinstance(log, RunLog) else RunLog(log)
+    log = _existing(log)
+    log.bind({**optimizer.header(), "base": log.header.get("base")})
     averaged = max(1, round(share * log.steps))
     for step in log.read():
         missing = step.number - (log.steps - averaged)

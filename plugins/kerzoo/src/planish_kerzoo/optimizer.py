@@ -34,7 +34,8 @@ class KerZOO(torch.optim.Optimizer):
     ``closure`` returns the loss of one and the same batch each time it is called within a step, as a scalar or as the
     losses [k] of its equal parts; gradients are off. Under torch.distributed every process gives its own part of the
     batch, and the mean over all of them is what counts. Nothing in a step waits for the device, except that the first
-    one evaluates twice to see whether the loss is deterministic.
+    one evaluates twice to see whether the loss is deterministic. Where the closure raises, the weights go back to where the step
+    found them, and the next call does the step again.
 
     Args:
         params: a module, whose dropout is then off during a step; ``module.named_parameters()``; or parameter groups,
@@ -95,6 +96,10 @@ class KerZOO(torch.optim.Optimizer):
         """Add a group, as torch's optimizers do; before the first step."""
         if self.__dict__.get("_sweeper") is not None and (self.steps or self.log is not None):
             raise PlanishError("KerZOO: groups can be added only before the first step and without a log")
+        for key in ("lr", "eps"):
+            value = param_group.get(key, 1.0)
+            if not (isinstance(value, int | float | Tensor) and 0 < float(value) < float("inf")):
+                raise PlanishError(f"KerZOO: {key} = {value!r} of a parameter group is not a positive number")
         super().add_param_group(param_group)
         if self.__dict__.get("_sweeper") is not None:
             self._build()
@@ -169,6 +174,8 @@ class KerZOO(torch.optim.Optimizer):
             raise PlanishError(
                 "KerZOO.step needs a closure that returns the loss: it is evaluated several times"
             )
+        if self.log is not None and not self._checked:
+            self.log.expect(self.steps)
         samples = self.estimator.samples(self.seed, self.steps)
         losses: list[Tensor] = []
         with _dropout_off(self.module):
@@ -176,10 +183,14 @@ class KerZOO(torch.optim.Optimizer):
                 self._settle()
                 losses.append(self._loss(closure))
             for position, sample in enumerate(samples):
-                for operation in self._probes(sample):
+                for side, operation in enumerate(self._probes(sample)):
                     self._pending.append(operation)
                     self._settle()
-                    losses.append(self._loss(closure))
+                    try:
+                        losses.append(self._loss(closure))
+                    except BaseException:
+                        self._withdraw(sample, side)
+                        raise
                 if position < len(samples) - 1:
                     self._leave(sample)
         means = self._mean(torch.stack(losses))
@@ -250,6 +261,17 @@ class KerZOO(torch.optim.Optimizer):
     def _leave(self, sample: Sample) -> None:
         if self._back:
             self._pending.append(self._operation(sample, BACK, self._back))
+
+    def _withdraw(self, sample: Sample, side: int) -> None:
+        """Take a direction's probe back after the closure raised: the step has not happened, up to rounding unless restore is exact."""
+        if self.options.restore == "exact":
+            back = Operation(
+                sample.seed, BACK, (0.0,) * len(self._groups), keeps=True
+            )  # written from the copy
+        else:
+            back = self._operation(sample, BACK, -1.0 if side == 0 else 1.0)
+        self._pending = [back]
+        self._settle()
 
     def _update(self, samples: Sequence[Sample], d: Tensor, lrs: Sequence[float]) -> None:
         """theta -= lr sum_i a_i d_i u_i; in place, the last direction's way back is part of its own term."""
@@ -375,7 +397,15 @@ class KerZOO(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken; the module's weights are loaded by their own state dict."""
         state = dict(state_dict)
-        own = state.pop("kerzoo")
+        own = state.pop("kerzoo", None)
+        exact = {work.segment.name for work in self.works if work.copy is not None}
+        if own is None or exact != set(own["copies"]):
+            found = (
+                "not of a KerZOO optimizer"
+                if own is None
+                else "of other parameters or another option restore"
+            )
+            raise PlanishError(f"KerZOO: this state is {found}")
         super().load_state_dict(state)
         self.steps, self.seed = int(own["steps"]), int(own["seed"])
         self._previous = list(own["previous"])

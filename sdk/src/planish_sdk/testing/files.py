@@ -10,15 +10,16 @@ from pathlib import Path
 
 from planish import digest
 
+_DRIVER = ".nv"  # NVIDIA's driver keeps compiled code there, in the home folder, whatever a method does
 _SMALL = 1 << 20  # pickles of protocol 0 have no mark at the start; only small files are tried as one
 
 
 def tree(roots: Iterable[Path], without: Path | None = None) -> dict[str, str]:
-    """Path -> sha256 of every file below ``roots`` (folders with an empty text), ``without`` left out."""
+    """Path -> sha256 of every file below ``roots`` (folders with an empty text), ``without`` and a driver's cache left out."""
     found: dict[str, str] = {}
     for root in roots:
         for path in sorted(root.rglob("*")):
-            if without is None or not path.is_relative_to(without):
+            if _DRIVER not in path.relative_to(root).parts and not (without and path.is_relative_to(without)):
                 found[str(path)] = digest.of_file(path) if path.is_file() else ""
     return found
 
