@@ -70,6 +70,14 @@ def test_gradients(graph: Graph, mean: bool) -> None:
     assert torch.autograd.gradcheck(product, [leaf.requires_grad_() for leaf in leaves])
 
 
+def test_what_the_activation_cut_off_gets_no_gradient_of_any_size(graph: Graph) -> None:
+    x = torch.full((30, 2), -1.0).requires_grad_()
+    y = spmm(graph, x, act="relu")
+    assert not y.any()
+    (found,) = torch.autograd.grad(y, x, torch.full_like(y, float("inf")))
+    assert torch.equal(found, torch.zeros_like(x))
+
+
 def test_operator_is_registered_as_torch_expects(graph: Graph) -> None:
     x, bias = torch.randn(30, 4, requires_grad=True), torch.randn(4, requires_grad=True)
     arguments = (*graph.plan(), torch.rand(9), torch.rand(30), bias, x, False, True, False)

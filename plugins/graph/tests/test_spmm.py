@@ -185,6 +185,37 @@ def test_small_graphs_of_like_sizes_share_a_choice() -> None:
     torch.testing.assert_close(dispatcher(other, x), spmm(other, x))
 
 
+def test_what_candidates_kept_is_freed_unless_they_are_chosen() -> None:
+    graph, x = awkward("rectangular"), torch.randn(30, 4)
+
+    def keeping(name: str, times: int) -> Candidate:
+        def prepare(graph: Graph, x: Tensor) -> Program:
+            value = graph.kept((name, "copy"), lambda: graph.value.repeat(times))  # type: ignore[union-attr]
+            parts = value.view(times, -1)
+            return lambda: sum(csr_product(graph.indptr, graph.indices, part, x) for part in parts) / times  # type: ignore[return-value, no-any-return]
+
+        return Candidate(name, prepare, keeps=(name,))
+
+    dispatcher = Dispatcher("test", [keeping("slow", 50), keeping("quick", 1)])
+    assert dispatcher.choose(graph, x).name == "quick"
+    assert graph.has(("quick", "copy"))
+    assert ("slow", "copy") not in graph.keys()  # noqa: SIM118 - not a dictionary's
+
+
+def test_candidates_are_judged_by_numbers_that_tell_them_apart() -> None:
+    """The first features may be all zeros, which every kernel gets right, or not finite, which none is to be blamed for."""
+    graph = awkward("rectangular")
+    plain = SPMM.candidates[0]
+    for x in (torch.zeros(30, 4), torch.full((30, 4), float("nan"))):
+        nothing = Candidate("nothing", lambda graph, x: lambda: torch.zeros(7, 4))
+        choice = Dispatcher("test", [plain, nothing]).choose(graph, x)
+        assert choice.name == plain.name
+        assert "of the norm" in choice.rejected["nothing"]
+    assert graph.value is not None
+    broken = graph.with_values(graph.value.masked_fill(torch.arange(60) == 3, float("nan")))
+    assert len(SPMM.choose(broken, torch.randn(30, 4)).seconds) > 1
+
+
 def test_dispatcher_measures_nothing_where_results_must_repeat() -> None:
     graph = awkward("rectangular")
     torch.use_deterministic_algorithms(True)

@@ -24,6 +24,10 @@ from planish_kerzoo.estimator import Sample
 from planish_kerzoo.log import Step
 
 HEADER = {"n": 2, "groups": 1, "seed": 0}
+ODD = [
+    b'{"kerzoo-log": 1, "n": %s, "groups": %s}%%s' % sizes
+    for sizes in ((b"0", b"1"), (b"-1", b"1"), (b"1", b"-1"))
+]
 
 
 def net() -> nn.Module:
@@ -155,11 +159,42 @@ def test_other_runs_and_files_are_refused(tmp_path: Path) -> None:
         moved[0].weight[0, 0] += 1  # type: ignore[index,union-attr,operator]
     with pytest.raises(RunError, match="base is"):
         replay(tmp_path / "log", KerZOO(moved, lr=1e-2, seed=2**63 + 5))
-    (tmp_path / "other").write_bytes(b"\x80\x04pickle\n")
-    with pytest.raises(ArtifactError, match="is not a KerZOO log"):
-        RunLog(tmp_path / "other")
+    contents = [b"\x80\x04pickle\n", b'{"a": 1}', *(header % b"\n" for header in ODD)]
+    for content in contents:
+        (tmp_path / "other").write_bytes(content)
+        with pytest.raises(ArtifactError, match="is not a KerZOO log"):
+            RunLog(tmp_path / "other")
+        assert (tmp_path / "other").read_bytes() == content
     with pytest.raises(ArtifactError, match="holds no run"):
         replay(tmp_path / "absent", KerZOO(net()))
+    with pytest.raises(ArtifactError, match="holds no run"):
+        average(tmp_path / "absent", KerZOO(net()))
+    with pytest.raises(RunError, match="parameters is"):
+        average(tmp_path / "log", KerZOO(nn.Linear(3, 3), lr=1e-2, seed=2**63 + 5))
+
+
+def test_a_log_is_not_spoilt_by_a_second_run(tmp_path: Path) -> None:
+    run(tmp_path / "log", 4)
+    before = (tmp_path / "log").read_bytes()
+    model = net()
+    again = KerZOO(model, lr=1e-2, seed=2**63 + 5, log=tmp_path / "log")
+    with pytest.raises(
+        RunError, match=r"holds 4 steps, and the next one is step 0; go on from it with replay"
+    ):
+        again.step(lambda: loss(model))
+    assert same(model, net())
+    assert (tmp_path / "log").read_bytes() == before
+    other = KerZOO(model, log=tmp_path / "other")
+    other.param_groups[0]["eps"] = 0.5
+    with pytest.raises(PlanishError, match="only lr may change"):
+        other.step(lambda: loss(model))
+
+
+def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "log"):
+        with pytest.raises(RunError, match="cannot be written"):
+            RunLog(path, HEADER).append(step(0))
 
 
 KILLED = """

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from planish.errors import DataError, PlanishError, RunError
-from planish_kerzoo import noise, sweep
+from planish_kerzoo import CapturedLoss, noise, sweep
 from planish_kerzoo.layout import lay_out
 from planish_kerzoo.optimizer import KerZOO
 from planish_kerzoo.sweep import round_stochastically
@@ -317,6 +317,18 @@ def test_a_loss_that_changes_is_told_once() -> None:
         (lambda: KerZOO(net(), lr=0), "KerZOO: lr = 0"),
         (lambda: KerZOO(net(), learning_rate=1), "unknown field 'learning_rate'"),
         (lambda: KerZOO(net(), seed=-1), "seed = -1"),
+        (lambda: KerZOO(net(), seed=1.5), "seed = 1.5"),
+        (lambda: KerZOO([{"params": [nn.Parameter(torch.ones(2))], "eps": 0.0}]), "eps = 0.0 of a parameter"),
+        (lambda: KerZOO([{"params": [nn.Parameter(torch.ones(2))], "lr": "1"}]), "lr = '1' of a parameter"),
+        (
+            lambda: KerZOO(net()).load_state_dict(torch.optim.SGD([torch.ones(1)]).state_dict()),
+            "not of a KerZOO",
+        ),
+        (
+            lambda: KerZOO(net(), restore="exact").load_state_dict(KerZOO(net()).state_dict()),
+            "option restore",
+        ),
+        (lambda: CapturedLoss(net(), lambda x, k: x).bind(torch.ones(1), k=3), "argument k is int"),
         (lambda: KerZOO(net()).step(), "needs a closure"),
     ],
 )
@@ -327,9 +339,45 @@ def test_bad_input_is_one_line(make: Callable[[], Any], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_an_empty_batch_is_refused() -> None:
-    with pytest.raises(DataError, match="the batch is empty"):
-        KerZOO(net()).step(lambda: torch.empty(0))
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("failing", [1, 2, 3, 4])
+@pytest.mark.parametrize("options", [{"restore": "exact"}, {}, {"sides": 1, "n": 4}], ids=str)
+def test_a_closure_that_raises_leaves_the_weights_as_they_were(
+    options: dict[str, Any], failing: int, n: int
+) -> None:
+    model = net().eval()
+    optimizer = KerZOO(model, **{"n": n, "lr": 1e-3, "eps": 0.1, "defer": True, **options})
+    optimizer.step(objective(model))
+    optimizer.finish()
+    before = weights(model)
+    calls = iter(range(1, 100))
+
+    def closure() -> Tensor:
+        if next(calls) == failing:
+            raise MemoryError
+        return objective(model)()
+
+    if failing > optimizer.estimator.forwards:
+        return
+    with pytest.raises(MemoryError):
+        optimizer.step(closure)
+    assert optimizer.steps == 1
+    for value, expected in zip(weights(model), before, strict=True):
+        torch.testing.assert_close(value, expected, rtol=0, atol=0 if "restore" in options else 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([torch.empty(0)], "the batch is empty"),
+        ([None], "returned NoneType, not a loss"),
+        ([torch.ones(2), torch.ones(2), torch.ones(3)], "returned 2 and then 3 losses"),
+    ],
+)
+def test_what_is_no_loss_is_refused(values: list[Any], message: str) -> None:
+    given = iter(values)
+    with pytest.raises(DataError, match=message):
+        KerZOO(net()).step(lambda: next(given))
 
 
 def test_more_than_32_bits_of_offset() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class KerZOO(torch.optim.Optimizer):
         seed: of all directions and radii.
         defer: leave the weights perturbed between steps, so that a step is two sweeps and not three; call `finish`
             before using them otherwise. The bits are the same.
-        log: where (seed, r, d) of every step is written.
+        log: where (seed, r, d) of every step is written: a log or its path. With sharded weights any process may have one.
         log_every: steps between two readings of d from a GPU.
         group: process group of the data-parallel processes; by default all.
         options: see `planish_kerzoo.config.Options`.
@@ -58,14 +59,14 @@ class KerZOO(torch.optim.Optimizer):
         *,
         seed: int = 0,
         defer: bool = False,
-        log: RunLog | None = None,
+        log: RunLog | str | Path | None = None,
         log_every: int = 16,
         group: dist.ProcessGroup | None = None,
         **options: Any,
     ) -> None:
         self.options = validate(Options, options, "KerZOO")
-        if not 0 <= seed < 1 << 64:
-            raise PlanishError(f"KerZOO: seed = {seed} is not in 0 to 2^64 - 1")
+        if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
+            raise PlanishError(f"KerZOO: seed = {seed!r} is not an integer from 0 to 2^64 - 1")
         self.seed = seed
         self.defer = defer
         self.estimator = self.options.estimator()
@@ -82,7 +83,7 @@ class KerZOO(torch.optim.Optimizer):
             raise PlanishError("no parameter to train: none was given")
         super().__init__(given, {"lr": self.options.lr, "eps": self.options.eps})
         self._build()
-        self.log = log
+        log = self.log = RunLog(log) if isinstance(log, str | Path) else log
         if log is not None or any(work.segment.sharded for work in self.works):
             header = self.header(based=True)  # gathers shards: processes without a log have to take part
             if log is not None:
@@ -174,20 +175,20 @@ class KerZOO(torch.optim.Optimizer):
             raise PlanishError(
                 "KerZOO.step needs a closure that returns the loss: it is evaluated several times"
             )
-        if self.log is not None and not self._checked:
-            self.log.expect(self.steps)
+        if self.log is not None:
+            self._fits_log(self.log)
         samples = self.estimator.samples(self.seed, self.steps)
         losses: list[Tensor] = []
         with _dropout_off(self.module):
             if self.estimator.unperturbed:
                 self._settle()
-                losses.append(self._loss(closure))
+                losses.append(self._loss(closure, losses))
             for position, sample in enumerate(samples):
                 for side, operation in enumerate(self._probes(sample)):
                     self._pending.append(operation)
                     self._settle()
                     try:
-                        losses.append(self._loss(closure))
+                        losses.append(self._loss(closure, losses))
                     except BaseException:
                         self._withdraw(sample, side)
                         raise
@@ -321,9 +322,24 @@ class KerZOO(torch.optim.Optimizer):
 
     # ---- losses -------------------------------------------------------------------------------------------------
 
-    def _loss(self, closure: Closure) -> Tensor:
-        """The losses [k] of the closure, float32."""
+    def _fits_log(self, log: RunLog) -> None:
+        """A log goes on where it ends, and has one eps a group for all its steps."""
+        if not self._checked:
+            log.expect(self.steps)
+        eps = [group["eps"] for group in self.param_groups]
+        if eps != log.header["eps"]:
+            raise PlanishError(
+                f"KerZOO: eps = {eps} is not that of the log, {log.header['eps']}: only lr may change during a run"
+            )
+
+    def _loss(self, closure: Closure, before: Sequence[Tensor]) -> Tensor:
+        """The losses [k] of the closure, float32, as many as ``before``."""
         loss = self._flat(closure())
+        if before and len(before[0]) != len(loss):
+            raise DataError(
+                f"KerZOO: the closure returned {len(before[0])} and then {len(loss)} losses: within a step it is called with one "
+                "and the same batch"
+            )
         self.forwards += 1
         _reshard(self.module)
         if not self._checked:
@@ -339,6 +355,10 @@ class KerZOO(torch.optim.Optimizer):
         return loss
 
     def _flat(self, loss: Tensor | float) -> Tensor:
+        if not isinstance(loss, Tensor | float | int):
+            raise DataError(
+                f"KerZOO: the closure returned {type(loss).__name__}, not a loss (a tensor or a number)"
+            )
         device = self.works[0].segment.local().device
         flat = torch.as_tensor(loss).detach().to(device).float().reshape(-1)
         if flat.numel() == 0:
