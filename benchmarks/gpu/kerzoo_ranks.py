@@ -241,7 +241,7 @@ def _device_name(device: str) -> str:
 # ---- the part of the script ---------------------------------------------------------------------------------------------
 
 
-def ranks(device: str, quick: bool, keep: Callable[[Result], None], seconds: float = 150) -> Result:
+def ranks(device: str, quick: bool, keep: Callable[[Result], None], seconds: float = 300) -> Result:
     """Every job with one process and with two, and what they have to do with one another."""
     until = time.monotonic() + seconds
     if device != "cpu":

@@ -2,7 +2,7 @@
 with the degrees of well-known ones, and an epoch of whole networks.
 
     PYTHONPATH=core/src:sdk/src:plugins/graph/src:plugins/maxk/src python3 benchmarks/gpu/maxk.py \
-        --data FOLDER --out maxk.json [--quick] [--parts check,topk,graphs,epoch]
+        --data FOLDER --out maxk.json [--quick] [--parts check,topk,graphs,epoch,pipeline,batches]
 
 FOLDER holds graphs/degree_histograms.npz. Every part runs in a process of its own, so that one that fails leaves the
 others alone; the file is written after every result, and keeps parts of earlier runs that are not run again.
@@ -40,7 +40,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
-from planish_graph import cusparse  # noqa: E402
+from planish_graph import cusparse, dispatch  # noqa: E402
 from planish_graph.convert import from_edges  # noqa: E402
 from planish_graph.dispatch import SPMM  # noqa: E402
 from planish_graph.generate import from_degrees, histogram_degrees, lognormal_degrees  # noqa: E402
@@ -794,6 +794,41 @@ def describe(project: Path, site: Path) -> None:
     (folder / "entry_points.txt").write_text("\n".join(lines))
 
 
+def mini_batches(options: argparse.Namespace) -> Iterator[tuple[str, Result]]:
+    """Forward and backward on graphs that are new at every step, as mini-batches are; milliseconds from idle to idle."""
+    nodes, entries = (1_000, 5_000) if options.quick else (10_000, 100_000)
+    x = torch.randn(nodes, 256, device=GPU, requires_grad=True)
+    steps: dict[str, Callable[[Graph], Tensor]] = {
+        "spmm": lambda graph: spmm(graph, x),
+        "maxk, k = 32": lambda graph: aggregate(graph, maxk(x, 32)),
+    }
+    shared = dispatch.ALIKE
+    for (name, step), (way, alike) in itertools.product(
+        steps.items(), {"each timed": 0, "sharing a choice": shared}.items()
+    ):
+        dispatch.ALIKE = alike
+        taken = []
+        for graph in _new_graphs(nodes, entries, 12):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            step(graph).sum().backward()  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()
+            taken.append(1e3 * (time.perf_counter() - start))
+        yield (
+            f"{name}, {way}",
+            {"first ms": taken[0], "median of those after ms": statistics.median(taken[2:])},
+        )
+    dispatch.ALIKE = shared
+
+
+def _new_graphs(nodes: int, entries: int, number: int) -> Iterator[Graph]:
+    generator = torch.Generator(GPU).manual_seed(0)
+    for _ in range(number):
+        more = int(torch.randint(0, entries // 20, (1,), generator=generator, device=GPU))
+        pairs = torch.randint(0, nodes, (2, entries + more), generator=generator, device=GPU)
+        yield from_edges(pairs, (nodes, nodes))
+
+
 # ---- running ----------------------------------------------------------------------------------------------------------
 
 PARTS = {
@@ -802,6 +837,7 @@ PARTS = {
     "graphs": graph_times,
     "epoch": epoch_times,
     "pipeline": pipelines,
+    "batches": mini_batches,
 }
 ASKED = {"variants": variant_times, "profile": profiles}
 """Parts that run only where they are asked for."""

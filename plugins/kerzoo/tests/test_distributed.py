@@ -11,6 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from torch import nn
+
+from planish_kerzoo import KerZOO, replay
 
 pytestmark = [
     pytest.mark.slow,
@@ -43,6 +46,13 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         two = load_file(tmp_path / f"two-{mode}")
         assert one.keys() == two.keys()
         assert all(torch.equal(one[name], two[name]) for name in one), mode
+    logs = [(tmp_path / f"two-{mode}-log").read_bytes() for mode in ("data-parallel", "sharded")]
+    assert logs[0] == logs[1]
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(9, 33), nn.Tanh(), nn.Linear(33, 7))
+    replayed = KerZOO(base, lr=1e-2, n=2, seed=4)
+    assert replay(tmp_path / "two-sharded-log", replayed) == 6
+    assert all(torch.equal(work.segment.parameter, one[str(i)]) for i, work in enumerate(replayed.works))
     alone, together = load_file(tmp_path / "one-stage"), load_file(tmp_path / "two-stage")
     assert all(torch.equal(alone[name], together[name]) for name in alone)
     assert all("logs True" in output for output, _ in ended[:2])

@@ -65,6 +65,10 @@ def test_lora_is_trained_and_merged(tmp_path: Path) -> None:
         "tiny", module=tiny("llama"), tokenizer=tiny_model("llama").tokenizer, task=tiny_task()
     )
     options = {"adapter": "lora", "steps": 4, "batch": 2, "length": 16, "lr": 1e-1, "eps": 1e-2, "rank": 2}
+    pipeline = planish.Pipeline().then("kerzoo", **options).then("kerzoo", steps=1, length=16, lr=1e-12)
+    result = pipeline.run(source, out=tmp_path / "run", measure="none")
+    trained = [record.facts["trained parameters"] for record in result.records]
+    assert trained[0] < trained[1] == sum(p.numel() for p in tiny("llama").parameters())
     result = planish.Pipeline().then("kerzoo", **options).run(source, out=tmp_path / "run", measure="none")
     before, after = tiny("llama").state_dict(), result.load().module.state_dict()
     assert before.keys() == after.keys()

@@ -70,7 +70,8 @@ def killed_at_other_steps(rank: int, folder: Path) -> bool:
 def main(rank: int, rendezvous: str, out: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     for mode, model in (("data-parallel", net()), ("sharded", sharded())):
-        optimizer = train(model, [batch()[rank]])
+        # Only the first process writes a log, also of shards, whose fingerprint takes both.
+        optimizer = train(model, [batch()[rank]], log=f"{out}-{mode}-log" if rank == 0 else None)
         captured = CapturedLoss(model, functools.partial(loss, model))
         captured.bind(batch()[rank])()
         assert (captured.refused == "its parameters are sharded") == (mode == "sharded")

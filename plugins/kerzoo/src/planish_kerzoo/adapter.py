@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -28,7 +28,9 @@ def add_lora(module: nn.Module, rank: int, targets: Sequence[str], seed: int) ->
     return adapted
 
 
-def merge_lora(adapted: nn.Module) -> nn.Module:
-    """The module itself, its weights with the matrices added."""
+def merge_lora(adapted: nn.Module, trainable: Mapping[str, bool]) -> nn.Module:
+    """The module itself, its weights with the matrices added, and what could be trained before (parameter -> whether) can be again."""
     merged: nn.Module = adapted.merge_and_unload()  # type: ignore[operator]
+    for name, parameter in merged.named_parameters():
+        parameter.requires_grad_(trainable[name])
     return merged

@@ -32,6 +32,7 @@ def apply(model: TorchModel, config: KerZOOConfig, ctx: Context) -> TorchModel:
     _refuse_nan(model.module)
     batches = make_batches(task, model, config, ctx)
     module = model.module
+    trainable = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
     trained = add_lora(module, config.rank, config.targets, ctx.seed) if config.adapter == "lora" else module
     trained.eval()
     share_log(ctx.folder / LOG)
@@ -57,7 +58,7 @@ def apply(model: TorchModel, config: KerZOOConfig, ctx: Context) -> TorchModel:
     log.close()
     _check_end(optimizer, config)
     if config.adapter == "lora":
-        model.module = merge_lora(trained)
+        model.module = merge_lora(trained, trainable)
     ctx.facts.update(_facts(optimizer, log, model, config, losses))
     ctx.facts["CUDA graphs"] = captured.graphs
     return model
