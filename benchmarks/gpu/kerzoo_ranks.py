@@ -221,7 +221,7 @@ def work(jobs: list[str], folder: Path, kind: str, quick: bool) -> None:
         start = time.perf_counter()
         try:
             found[name] = JOBS[name](place)
-        except Exception:
+        except Exception:  # told in the file, and by the exit status
             found[name] = {"traceback": traceback.format_exc()}
         found[name]["seconds"] = time.perf_counter() - start
         found[name]["device"] = _device_name(place.device)
@@ -241,7 +241,7 @@ def _device_name(device: str) -> str:
 # ---- the part of the script ---------------------------------------------------------------------------------------------
 
 
-def ranks(device: str, quick: bool, keep: Callable[[Result], None], seconds: float = 300) -> Result:
+def ranks(device: str, quick: bool, keep: Callable[[Result], None], seconds: float = 150) -> Result:
     """Every job with one process and with two, and what they have to do with one another."""
     until = time.monotonic() + seconds
     if device != "cpu":

@@ -167,12 +167,14 @@ def prune(
 def calibration_windows(model: nn.Module, tokens: Tensor | None, config: AceConfig, seed: int) -> Tensor:
     """``nsamples`` windows [N, S] of a token stream [T], S by ``seqlen`` or the preset; windows [N, S] stay as they are.
 
-    Raises DataError if there are no tokens, fewer than one window, or a window is longer than the model's context.
+    Raises DataError if there are no tokens, fewer than one window, ids that the model has no embedding for, or a window
+    is longer than the model's context.
     """
     if tokens is None or tokens.numel() == 0:
         raise DataError(
             f'calibration: metric "{config.metric}" needs token ids, got none (only magnitude needs none)'
         )
+    _check_ids(model, tokens)
     context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     preset = SEQLEN[config.calibration]
     seqlen = tokens.shape[1] if tokens.ndim == 2 else config.seqlen or min(preset, context or preset)
@@ -185,6 +187,19 @@ def calibration_windows(model: nn.Module, tokens: Tensor | None, config: AceConf
     if len(tokens) < seqlen:
         raise DataError(f"calibration: {len(tokens)} tokens, fewer than one sample of seqlen = {seqlen}")
     return draw(tokens, seqlen, config.nsamples, seed, mode=config.sampling)
+
+
+def _check_ids(model: nn.Module, tokens: Tensor) -> None:
+    if tokens.is_floating_point() or tokens.ndim not in (1, 2):
+        raise DataError(
+            f"calibration: {tokens.dtype} of shape {tuple(tokens.shape)}, must be integer token ids [T] or windows [N, S]"
+        )
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    size = getattr(embeddings, "num_embeddings", None)
+    low, high = (int(bound) for bound in tokens.aminmax())
+    if low < 0 or (size is not None and high >= size):
+        known = "" if size is None else f", the model knows 0 to {size - 1}"
+        raise DataError(f"calibration: token ids from {low} to {high}{known}; is the tokenizer another model's?")
 
 
 def _steps(
