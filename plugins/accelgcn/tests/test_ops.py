@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from planish.errors import DataError
-from planish_accelgcn import benchmark
+from planish_accelgcn import benchmark, candidates
 from planish_accelgcn.convolutions import accelerate
 from planish_accelgcn.ops import spmm
+from planish_accelgcn.reference import Fused
+from planish_graph import nvrtc
 from planish_graph.convert import from_edges
 from planish_graph.generate import from_degrees
 from planish_graph.graph import Graph
@@ -102,6 +106,8 @@ def test_compiled_whole_and_under_autocast(graph: Graph) -> None:
         ({"x": torch.ones(29, 3)}, "29 rows; valid: 30"),
         ({"reduce": "max"}, "reduce = 'max'; valid: sum, mean"),
         ({"act": "gelu"}, "act = 'gelu'; valid: None, relu"),
+        ({"bias": [1.0]}, r"bias: list; valid: a torch tensor \[3\]"),
+        ({"graph": torch.eye(30)}, "graph: Tensor; valid: a Graph"),
         ({"bias": torch.ones(4)}, r"bias: shape \[4\]; valid: \[3\]"),
         ({"row_scale": torch.ones(30)}, r"row_scale: shape \[30\]; valid: \[9\]"),
         ({"column_scale": torch.ones(30, device="meta")}, "column_scale: on meta, the features are on cpu"),
@@ -112,7 +118,7 @@ def test_compiled_whole_and_under_autocast(graph: Graph) -> None:
 )
 def test_bad_input_is_one_line(graph: Graph, arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(DataError, match=text):
-        spmm(graph, **{"x": torch.ones(30, 3), **arguments})
+        spmm(**{"graph": graph, "x": torch.ones(30, 3), **arguments})
 
 
 def test_layers_of_pyg_keep_their_outputs_and_gradients() -> None:
@@ -162,3 +168,41 @@ def test_benchmark_yields_what_it_measured() -> None:
     rows = list(benchmark.rows(quick=True))
     assert rows
     assert all(row.value > 0 and row.peer_value > 0 for row in rows)
+
+
+def test_layers_of_pyg_that_are_explained_or_given_several_graphs_run_as_before() -> None:
+    pyg = pytest.importorskip("torch_geometric.nn", reason="needs PyG")
+    from torch_geometric.explain.algorithm.utils import set_masks
+
+    edges, mask = torch.randint(0, 30, (2, 150)), torch.randn(150, requires_grad=True)
+    plain = pyg.GCN(8, 16, 2, 5)
+    net = copy.deepcopy(plain)
+    accelerate(net)
+    x = torch.randn(3, 30, 8)
+    torch.testing.assert_close(net(x, edges), plain(x, edges))
+    kept = pickle.loads(pickle.dumps(net))
+    assert type(kept.convs[0]) is type(net.convs[0])
+    torch.testing.assert_close(kept(x[0], edges), net(x[0], edges))
+    found = []
+    for each in (net, plain):
+        set_masks(each, nn.Parameter(mask.detach()), edges)
+        found += torch.autograd.grad(each(x[0], edges).sum(), each.convs[0]._edge_mask)
+    torch.testing.assert_close(*found)
+
+
+def test_devices_that_the_kernels_are_not_written_for_run_others(
+    graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without compute capability 8.0; results that must repeat come from the embedding bag then."""
+    monkeypatch.setattr(nvrtc, "available", lambda: True)
+    for number, capability in enumerate([(7, 5), (8, 0)]):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        device = torch.device("cuda", 90 + number)
+        x = SimpleNamespace(
+            is_cuda=True, dtype=torch.float32, shape=(30, 4), device=device, is_contiguous=lambda: True
+        )
+        assert candidates.usable(graph, x) == (capability >= (8, 0))  # type: ignore[arg-type]
+    features = torch.randn(30, 4)
+    monkeypatch.setattr(candidates, "_product", None)  # the fastest, which nobody knows to repeat
+    y = candidates.fixed(graph, features, Fused())()
+    torch.testing.assert_close(y.double(), graph.to_dense() @ features.double(), rtol=1e-5, atol=1e-5)

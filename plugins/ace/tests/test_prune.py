@@ -313,6 +313,10 @@ BAD_DATA: list[tuple[Tensor | None, dict[str, object], str]] = [
     (torch.ones(900, dtype=torch.long), {"seqlen": 65}, "seqlen = 65: the model's context is 64 tokens"),
     (torch.ones(2, 65, dtype=torch.long), {}, "seqlen = 65: the model's context is 64 tokens"),
     (torch.ones(9, dtype=torch.long), {"seqlen": 1, "skip_bos": True}, "no position is left"),
+    (torch.full((90,), 5000), {}, "token ids from 5000 to 5000, the model knows 0 to"),
+    (torch.full((90,), -1), {}, "token ids from -1 to -1"),
+    (torch.ones(90), {}, "must be integer token ids"),
+    (torch.ones(2, 3, 16, dtype=torch.long), {}, "of shape (2, 3, 16), must be"),
     (None, {"metric": "magnitude", "pattern": "structured", "reconstruct": True}, "needs token ids"),
 ]
 

@@ -35,6 +35,7 @@ def test_edge_index(index: torch.dtype) -> None:
     graph = as_graph(EDGES.to(index), size=4, weight=WEIGHT)
     torch.testing.assert_close(graph.to_dense(), DENSE)
     assert graph.indptr.dtype == index
+    assert as_graph(EDGES, size=np.int64(4)).num_rows == 4  # type: ignore[arg-type]
     assert as_graph(EDGES).num_rows == 4, "the largest index decides where no size is given"
     rectangular = as_graph(EDGES, size=(4, 9))
     assert rectangular.to_dense().shape == (4, 9)
@@ -95,6 +96,9 @@ def test_pyg() -> None:
         (torch.zeros(2, 5), {}, "edge_index: float32; valid: int32, int64"),
         (EDGES, {"size": 3}, "destination index 3 at entry 3; valid: 0 to 2"),
         (-EDGES, {"size": 4}, "destination index -1"),
+        (EDGES, {"size": 4.5}, r"size = 4.5; valid: a number of nodes, or \(destinations, sources\)"),
+        (EDGES, {"size": (4, 4, 4)}, r"size = \(4, 4, 4\); valid"),
+        (EDGES, {"weight": [1.0]}, r"edge weights: list; valid: a torch tensor \[4\]"),
         (EDGES, {"weight": torch.ones(3)}, r"values have the shape \[3\]"),
         (EDGES, {"weight": torch.ones(4, device="meta")}, "edge weights: on meta"),
         (torch.zeros(2, 2, 2).to_sparse(), {}, "3 dimensions"),
@@ -166,3 +170,41 @@ def test_no_dgl_is_told(clean: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingRequirement, match=r"planish-graph\[dgl\]"):
         _dgl_compat.load()
+
+
+def test_scipy_matrices_are_copied() -> None:
+    """Nobody would see SciPy write to a shared one, and what was derived from it would be out of date."""
+    sparse = pytest.importorskip("scipy.sparse")
+    matrix = sparse.csr_array(DENSE.numpy())
+    graph = as_graph(matrix)
+    matrix.data *= 2
+    assert torch.equal(graph.to_dense(), DENSE)
+    assert as_graph(matrix.astype(np.longdouble)).to_dense().dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [("complex", "complex128; valid: real"), ("row", "of 2 dimensions")]
+)
+def test_scipy_matrices_that_are_none_are_one_line(kind: str, text: str) -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    source = sparse.csr_array(DENSE.numpy() * 1j) if kind == "complex" else sparse.coo_array(np.ones(3))
+    with pytest.raises(DataError, match=text):
+        as_graph(source)
+
+
+def test_gradients_reach_the_values_of_a_coo_tensor() -> None:
+    weight = WEIGHT.clone().requires_grad_()
+    matrix = torch.sparse_coo_tensor(EDGES.flip(0), weight, (4, 4), check_invariants=True)
+    as_graph(matrix).row_sum()[0].backward()
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [1, 1, 0, 0]
+
+
+def test_weights_and_sizes_beside_a_matrix_are_not_dropped() -> None:
+    matrix = DENSE.to_sparse_csr()
+    for source in (matrix, as_graph(matrix)):
+        with pytest.raises(DataError, match="weight: given with a matrix"):
+            as_graph(source, weight=WEIGHT)
+        with pytest.raises(DataError, match="size = 5: the graph is 4 x 4"):
+            as_graph(source, size=5)
+        assert as_graph(source, size=(4, 4)).num_rows == 4

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -118,3 +121,36 @@ def test_cusparse_follows_the_values() -> None:
                 program().double(), weighted.to_dense() @ x.double(), rtol=1e-5, atol=1e-5
             )
     assert SPMM.choose(graph, x).seconds
+
+
+def test_devices_that_nvrtc_no_longer_knows_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvrtc, "_nvrtc", lambda: None)
+    monkeypatch.setattr(nvrtc, "_architectures", lambda: [75, 80])
+    with pytest.raises(PlanishError, match=r"compute capability 7.0 is too old for it; valid: 7.5 on"):
+        nvrtc.build(SCALE, arch=70)
+
+
+def test_threads_with_values_of_their_own_share_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other thread's values take the place of a call's before it is launched."""
+    graph, x = from_degrees(torch.tensor([2, 1])), torch.ones(2, 4)
+    launched = threading.local()
+
+    def call(name: str, *arguments: object) -> None:
+        time.sleep(0.001)  # lets the others run
+        if name == "SpMM":
+            launched.value = plan._value.clone()
+
+    monkeypatch.setattr(cusparse, "_call", call)
+    monkeypatch.setattr(cusparse, "_handle", lambda device: ctypes.c_void_p())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    plan = cusparse._Plan(graph, torch.zeros(3), x, "ALG2")
+
+    def own(number: int) -> bool:
+        value = torch.full((3,), float(number))
+        plan(value, x)
+        return torch.equal(launched.value, value)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(own, range(1, 30)))
+    plan.close()

@@ -96,3 +96,23 @@ def test_bad_files_are_one_line(tmp_path: Path) -> None:
     np.savez(tmp_path / "part.npz", indptr=np.zeros(1))
     with pytest.raises(DataError, match="no array 'indices'"):
         read_labelled(tmp_path / "part.npz")
+    np.save(tmp_path / "single.npy", np.zeros(3))
+    with pytest.raises(DataError, match=r"single\.npy: no \.npz archive"):
+        read_labelled(tmp_path / "single.npy")
+    sound = {
+        "indptr": [0, 1, 2],
+        "indices": [0, 1],
+        "labels": [0, 1],
+        "train_idx": [0],
+        "val_idx": [1],
+        "test_idx": [1],
+    }
+    for change, text in (
+        ({"labels": [0]}, r"labels have the shape \[1\]; valid: \[2\]"),
+        ({"labels": ["a", "b"]}, "labels is <U1; valid: numbers"),
+        ({"val_idx": [1, -1]}, "val_idx: node -1; valid: 0 to 1"),
+        ({"x_indptr": [0, 1, 2]}, "no array 'x_indices'"),
+    ):
+        np.savez(tmp_path / "changed.npz", **{**sound, **change})  # type: ignore[arg-type]
+        with pytest.raises(DataError, match=text):
+            read_labelled(tmp_path / "changed.npz")

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import ctypes
+import pickle
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +17,7 @@ from torch import Tensor
 from planish.errors import DataError
 from planish_graph.convert import from_edges
 from planish_graph.graph import Graph, row_pointer
+from planish_graph.matrices import KEPT, matrix_of
 from planish_graph.normalise import normalised, with_self_loops
 from planish_graph.partition import segments
 from planish_graph.spmm import spmm
@@ -140,6 +147,8 @@ SOUND = (torch.tensor([0, 1, 2]), torch.tensor([0, 1]))
         ((SOUND[0], SOUND[1].to("meta")), "indptr is on cpu, indices on meta"),
         ((*SOUND, torch.ones(2, device="meta")), "values are on meta"),
         ((*SOUND, None, -1), "is no size"),
+        ((*SOUND, None, 3.5), "3.5 columns; valid: an integer"),
+        (([0, 1, 2], SOUND[1]), "indptr of type list; valid: a torch tensor"),
     ],
 )
 def test_bad_input_is_one_line(arguments: tuple[Tensor, ...], text: str) -> None:
@@ -156,6 +165,10 @@ def test_beyond_32_bits_is_an_error_or_64_bits() -> None:
     assert mixed.indices[0] == 2**31 + 1, "a wide index is never cut to the type of the row pointer"
     with pytest.raises(DataError, match="beyond int32"):
         wide.to(index=torch.int32)
+    far = torch.tensor([2**61, 3, 2**61])
+    merged = Graph(torch.tensor([0, 0, 0, 0, 0, 0, 3]), far, num_cols=2**62).coalesced()
+    assert merged.degrees.tolist() == [0, 0, 0, 0, 0, 2]
+    assert merged.indices.tolist() == [3, 2**61], "places are not numbered through, which would overflow"
     huge = Graph(
         torch.empty(5, dtype=torch.int64, device="meta"), torch.empty(2**31, dtype=torch.int64, device="meta")
     )
@@ -172,3 +185,51 @@ def test_non_contiguous_tensors_are_taken() -> None:
     graph = random_graph(5, 5, 12, 3, True, torch.int64)
     x = torch.randn(4, 5).T
     torch.testing.assert_close(spmm(graph, x), spmm(graph, x.contiguous()))
+
+
+@pytest.mark.parametrize("how", ["mean", "gcn"])
+def test_long_rows_of_16_bit_weights_are_normalised_exactly(how: str) -> None:
+    """fp16 ends at 65,504, and adding ones in it at 2,048."""
+    long = Graph(torch.tensor([0, 70_000]), torch.zeros(70_000, dtype=torch.int64), torch.ones(70_000))
+    assert long.value is not None
+    half = normalised(long.with_values(long.value.half()), how).value  # type: ignore[arg-type]
+    exact = normalised(long, how).value  # type: ignore[arg-type]
+    assert half is not None
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(half.float(), exact, rtol=5e-3, atol=0)
+
+
+def test_copies_and_pickles_leave_pointers_behind() -> None:
+    graph = random_graph(9, 7, 30, 1, True, torch.int32)
+    graph.kept("kernel", lambda: ctypes.c_void_p(1))
+    for other in (copy.deepcopy(graph), pickle.loads(pickle.dumps(graph))):
+        assert not other.has("kernel")
+        assert other.num_cols == 7
+        assert torch.equal(other.to_dense(), graph.to_dense())
+
+
+def test_a_matrix_is_kept_while_its_edges_live() -> None:
+    edges = torch.randint(0, 20, (2, 50))
+    graph = matrix_of(edges, 20, "mean")
+    assert matrix_of(edges, 20, "mean") is graph
+    edges[0, 0] = (edges[0, 0] + 1) % 20
+    again = matrix_of(edges, 20, "mean")
+    assert again is not graph
+    held = weakref.ref(again)
+    del graph, again
+    assert held() is not None
+    del edges
+    assert held() is None, "freed with the edges, not when others come"
+
+
+def test_matrices_are_found_by_many_threads() -> None:
+    """More than are kept, so that each thread drops what others have just found."""
+    edges = [torch.randint(0, 20, (2, 50)) for _ in range(3 * KEPT)]
+    expected = [matrix_of(e, 20).to_dense() for e in edges]
+
+    def all_of_them(start: int) -> bool:
+        order = [(start + i) % len(edges) for i in range(len(edges))]
+        return all(torch.equal(matrix_of(edges[i], 20).to_dense(), expected[i]) for i in order)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(all_of_them, range(0, 64, 8)))

@@ -105,11 +105,15 @@ def test_compiled_whole_and_under_autocast() -> None:
         (torch.ones(30), r"shape \[30\]; valid: two dimensions"),
         (torch.ones(30, 3, dtype=torch.int64), "int64; valid: float16"),
         (torch.ones(30, 3, device="meta"), "on meta, the graph is on cpu"),
+        (torch.ones(30, 3).to_sparse(), r"sparse_coo; valid: a dense tensor \[30, D\]"),
+        ([1.0], r"list; valid: a torch tensor \[30, D\]"),
     ],
 )
 def test_bad_features_are_one_line(x: Tensor, text: str) -> None:
     with pytest.raises(DataError, match=text):
         spmm(awkward("rectangular"), x)
+    with pytest.raises(DataError, match=r"graph: Tensor; valid: a Graph, which .*as_graph makes of it"):
+        spmm(torch.eye(30).to_sparse(), x)  # type: ignore[arg-type]
 
 
 def test_dispatcher_keeps_the_fastest_correct_candidate_until_the_graph_changes(
@@ -310,3 +314,10 @@ def test_new_values_in_the_place_of_freed_ones_are_seen() -> None:
         (of_x,) = torch.autograd.grad(spmm(graph.with_values(values), x).sum(), x)
         del values
         torch.testing.assert_close(of_x, factor * ones)
+
+
+def test_forward_mode_derivatives_are_refused() -> None:
+    """torch takes those of an operator as zero, without a word."""
+    graph = awkward("rectangular")
+    with pytest.raises(DataError, match=r"forward-mode derivatives \(jvp\)"):
+        torch.func.jvp(lambda x: spmm(graph, x), (torch.randn(30, 2),), (torch.ones(30, 2),))

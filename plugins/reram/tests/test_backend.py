@@ -206,8 +206,17 @@ def test_an_onnx_model_goes_in_and_simulated_accuracy_comes_out(source: Source, 
     reopened = result.load()
     batch = source.task.example(reopened)  # type: ignore[union-attr]
     assert torch.allclose(reopened(batch), torch_side.load(module=source.module)(batch), atol=1e-3)
-    with pytest.raises(ConfigError, match="adc_bits = 'ideal'"):
-        run(graph, tmp_path / "adc", adc_bits=8)
+    assert result.records[-1].facts["weights left digital"] == 0
+    partly = run(graph, tmp_path / "partly", skip=["2"], chips=1).records[-1].facts
+    assert (partly["weights on crossbars"], partly["weights left digital"]) == (64 * 96, 96 * 10)
+    save_file({"7/0": torch.zeros(1, 4, 96, 64, dtype=torch.int8)}, tmp_path / "map.safetensors")
+    for options, text in (
+        ({"adc_bits": 8}, "adc_bits = 'ideal'"),
+        ({"skip": ["head"]}, "skip = 'head' matches no layer"),
+        ({"fault_map": str(tmp_path / "map.safetensors")}, "name the layer '7'"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            run(graph, tmp_path / "bad", **options)
     one = tmp_path / "one"
     chained = Pipeline().then("onnx").then("reram", chips=2, faults="low").run(source, one, device="cpu")
     assert chained.artifact.kind == "reram"

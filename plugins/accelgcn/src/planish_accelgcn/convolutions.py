@@ -13,13 +13,17 @@ from planish_accelgcn.ops import spmm
 from planish_graph.graph import Graph
 from planish_graph.matrices import matrix_of
 
+AGGREGATIONS = {"GCNConv": ("add", "sum"), "SAGEConv": ("mean", "add", "sum"), "GINConv": ("add", "sum")}
+"""Layers that are known, and what they may aggregate with."""
+PICKLED = tuple(f"Accel{kind}" for kind in AGGREGATIONS)
+
 
 def accelerate(net: nn.Module) -> int:
     """Let every convolution of PyG in ``net`` that is known here aggregate with `planish_accelgcn.ops.spmm`.
 
     Known are ``GCNConv``, ``SAGEConv`` (mean, sum) and ``GINConv`` on plain features and edges from source to
-    destination. Parameters, their names and the outputs stay; a layer that is used with inputs of another kind runs
-    PyG's own code. Layers change their class in place.
+    destination. Parameters, their names and the outputs stay; a layer that is used with inputs of another kind, or is
+    being explained, runs PyG's own code. Layers change their class in place.
 
     Returns:
         How many layers were exchanged.
@@ -40,8 +44,7 @@ def _kind(layer: Any) -> str | None:
         or getattr(layer, "flow", "") != "source_to_target"
     ):
         return None
-    aggregations = {"GCNConv": ("add", "sum"), "SAGEConv": ("mean", "add", "sum"), "GINConv": ("add", "sum")}
-    known = layer.aggr in aggregations.get(kind, ())
+    known = layer.aggr in AGGREGATIONS.get(kind, ())
     return kind if known and not getattr(layer, "project", False) else None
 
 
@@ -52,14 +55,26 @@ def _class(base: type, kind: str) -> type:
 
     def forward(self: Any, x: Any, edge_index: Any, *args: Any, **kwargs: Any) -> Any:
         more = [value for value in (*args, *kwargs.values()) if value is not None]
-        plain = (
-            isinstance(x, Tensor) and isinstance(edge_index, Tensor) and edge_index.layout == torch.strided
-        )
-        if not plain or (more and kind != "GCNConv"):  # a pair of features, a sparse matrix, a size
+        plain = isinstance(x, Tensor) and x.dim() == 2 and x.layout == torch.strided
+        plain = plain and isinstance(edge_index, Tensor) and edge_index.layout == torch.strided
+        # Otherwise: a pair of features, features of several graphs at once, a sparse matrix, a size, masks on edges.
+        if not plain or self.explain or (more and kind != "GCNConv"):
             return base.forward(self, x, edge_index, *args, **kwargs)  # type: ignore[attr-defined]
         return own(self, x, edge_index, *more)
 
-    return type(f"Accel{kind}", (base,), {"forward": forward, "__module__": __name__})
+    # PyG compiles `propagate` for a copy's class again, and takes what it finds for the one that explains, too.
+    own_class = {"forward": forward, "propagate": getattr(base, "_orig_propagate", base.propagate)}  # type: ignore[attr-defined]
+    return type(f"Accel{kind}", (base,), {**own_class, "__module__": __name__})
+
+
+def __getattr__(name: str) -> type:
+    """The classes of exchanged layers by their names, which is how pickles find them."""
+    if name in PICKLED:
+        from torch_geometric import nn as pyg
+
+        kind = name.removeprefix("Accel")
+        return _class(getattr(pyg, kind), kind)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _gcn(conv: Any, x: Tensor, edges: Any, edge_weight: Tensor | None = None) -> Tensor:

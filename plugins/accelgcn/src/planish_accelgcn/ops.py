@@ -14,7 +14,7 @@ from planish.errors import DataError
 from planish_accelgcn import candidates
 from planish_accelgcn.reference import Fused
 from planish_graph import check
-from planish_graph.graph import Graph, found
+from planish_graph.graph import Graph, found, given
 from planish_graph.spmm import INDEX_SCHEMA, only_computed, transposed_values
 
 FUSED_SCHEMA = "Tensor? row_scale, Tensor? column_scale, Tensor? bias, Tensor x, bool mean, bool relu, bool deterministic"
@@ -53,7 +53,9 @@ def spmm(
     Raises:
         DataError: a wrong shape, type, device or name.
     """
+    given(graph)
     check.features("features", x, graph.num_cols, graph.device)
+    check.backward_only(x, bias, graph.value)
     for name, value, valid in (("reduce", reduce, ("sum", "mean")), ("act", act, (None, "relu"))):
         if value not in valid:
             raise DataError(f"{name} = {value!r}; valid: {', '.join(map(str, valid))}")
@@ -81,6 +83,8 @@ def spmm(
 
 
 def _check_vector(name: str, vector: Tensor, size: int, device: torch.device, *, constant: bool) -> None:
+    if not isinstance(vector, Tensor):
+        raise DataError(f"{name}: {type(vector).__name__}; valid: a torch tensor [{size}]")
     if vector.shape != (size,):
         raise DataError(f"{name}: shape {list(vector.shape)}; valid: [{size}]")
     if vector.device != device:

@@ -199,7 +199,9 @@ def _check_ids(model: nn.Module, tokens: Tensor) -> None:
     low, high = (int(bound) for bound in tokens.aminmax())
     if low < 0 or (size is not None and high >= size):
         known = "" if size is None else f", the model knows 0 to {size - 1}"
-        raise DataError(f"calibration: token ids from {low} to {high}{known}; is the tokenizer another model's?")
+        raise DataError(
+            f"calibration: token ids from {low} to {high}{known}; is the tokenizer another model's?"
+        )
 
 
 def _steps(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from planish.errors import DataError
 
@@ -89,6 +90,8 @@ def features(name: str, x: Tensor, rows: int, device: torch.device) -> None:
     """x [rows, D] of a floating-point type on the graph's device."""
     if not isinstance(x, Tensor):
         raise DataError(f"{name}: {type(x).__name__}; valid: a torch tensor [{rows}, D]")
+    if x.layout != torch.strided:
+        raise DataError(f"{name}: {short(x.layout)}; valid: a dense tensor [{rows}, D]")
     if x.dim() != 2:
         raise DataError(f"{name}: shape {list(x.shape)}; valid: two dimensions [{rows}, D]")
     if x.shape[0] != rows:
@@ -99,7 +102,15 @@ def features(name: str, x: Tensor, rows: int, device: torch.device) -> None:
         raise DataError(f"{name}: on {x.device}, the graph is on {device}; valid: one device")
 
 
-def short(dtype: torch.dtype) -> str:
+def backward_only(*tensors: Tensor | None) -> None:
+    """Raise where forward-mode derivatives are asked for: torch would take those of an operator as zero."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise DataError("forward-mode derivatives (jvp) of a sparse product are not offered; valid: backward")
+
+
+def short(dtype: torch.dtype | torch.layout) -> str:
     return str(dtype).removeprefix("torch.")
 
 

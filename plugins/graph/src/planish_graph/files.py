@@ -25,15 +25,25 @@ def read_labelled(path: Path, *, dense: bool = True) -> Labelled:
     Raises:
         DataError: the file is missing, damaged or lacks an array.
     """
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"graph {path}: {'no .npz archive' if Path(path).is_file() else 'no such file'}")
     try:
         with np.load(path, allow_pickle=False) as archive:
             data = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"graph {path}: {error}") from None
-    if missing := [name for name in NEEDED if name not in data]:
+    needed = (*NEEDED, "x_indices", "x_dim") if "x_indptr" in data else NEEDED
+    if missing := [name for name in needed if name not in data]:
         raise DataError(f"graph {path}: no array {missing[0]!r} (has: {', '.join(sorted(data))})")
+    for name, array in data.items():
+        if name in (*needed, "x_values") and array.dtype.kind not in "fiub":
+            raise DataError(f"graph {path}: {name} is {array.dtype}; valid: numbers")
     indptr = torch.from_numpy(data["indptr"].astype(np.int64))
     graph = Graph(indptr, torch.from_numpy(data["indices"].astype(np.int64)))
+    if data["labels"].shape != (graph.num_rows,):
+        raise DataError(
+            f"graph {path}: labels have the shape {list(data['labels'].shape)}; valid: [{graph.num_rows}]"
+        )
     return Labelled(
         graph,
         _features(data, graph.num_rows, dense),
@@ -61,8 +71,8 @@ def _features(data: dict[str, np.ndarray], nodes: int, dense: bool) -> Tensor:
 
 
 def _mask(members: np.ndarray, nodes: int, what: str) -> Tensor:
-    if len(members) and not (members.min() >= 0 and members.max() < nodes):
-        raise DataError(f"{what}: node {int(members.max())}; valid: 0 to {nodes - 1}")
+    if len(outside := members[(members < 0) | (members >= nodes)]):
+        raise DataError(f"{what}: node {int(outside[0])}; valid: 0 to {nodes - 1}")
     mask = torch.zeros(nodes, dtype=torch.bool)
     mask[torch.from_numpy(members.astype(np.int64))] = True
     return mask

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar, cast
@@ -80,10 +81,14 @@ class Graph:
         self.indices = _plain(indices.to(index))
         self.value = None if value is None else _plain(value)
         self.num_rows = len(indptr) - 1
-        self.num_cols = self.num_rows if num_cols is None else num_cols
+        self.num_cols = self.num_rows if num_cols is None else _integer(num_cols)
         self._kept = _Cache(self.indptr, self.indices, self.num_cols)
         check.fits(self.indptr.dtype, self.num_rows, self.num_cols, self.num_edges)
         self.checked()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles leave behind what was derived, which holds pointers into this process."""
+        return Graph, (self.indptr, self.indices, self.value, self.num_cols)
 
     def __repr__(self) -> str:
         weights = "no weights" if self.value is None else str(self.value.dtype).removeprefix("torch.")
@@ -241,7 +246,8 @@ class Graph:
         index: torch.dtype | None = None,
         dtype: torch.dtype | None = None,
     ) -> Graph:
-        """A copy on ``device`` with indices of type ``index`` and values of ``dtype``; None keeps what there is.
+        """This graph on ``device`` with indices of type ``index`` and values of ``dtype``; None keeps what there is, and
+        tensors that nothing changes are shared.
 
         Raises:
             DataError: int32 is asked for and the graph is beyond 2^31 - 1 rows, columns or entries.
@@ -260,13 +266,23 @@ class Graph:
 
     def coalesced(self) -> Graph:
         """Duplicates merged (values added; a graph without values gets their number), columns sorted."""
-        key = self.rows.long() * self.num_cols + self.indices.long()
-        unique, place = torch.unique(key, return_inverse=True)
-        ones = torch.ones(1, device=self.device).expand(self.num_edges) if self.value is None else self.value
-        value = torch.zeros(len(unique), dtype=ones.dtype, device=self.device).index_add(0, place, ones)
-        counts = torch.bincount(unique // max(self.num_cols, 1), minlength=self.num_rows)
-        indices = (unique % max(self.num_cols, 1)).to(self.indptr.dtype)
-        return Graph(row_pointer(counts, self.indptr.dtype), indices, value, self.num_cols)
+        order = row_order(self.rows, self.indices)
+        rows, cols = self.rows[order], self.indices[order]
+        first = torch.ones(self.num_edges, dtype=torch.bool, device=self.device)  # of its place
+        first[1:] = (rows.diff() != 0) | (cols.diff() != 0)
+        value = torch.ones(self.num_edges, device=self.device) if self.value is None else self.value
+        total = torch.zeros(int(first.sum()), dtype=value.dtype, device=self.device)
+        total = total.index_add(0, first.cumsum(0) - 1, value[order])
+        counts = torch.bincount(rows[first], minlength=self.num_rows)
+        return Graph(row_pointer(counts, self.indptr.dtype), cols[first], total, self.num_cols)
+
+
+def given(graph: Any) -> None:
+    """Raise for what is no `Graph`."""
+    if not isinstance(graph, Graph):
+        raise DataError(
+            f"graph: {type(graph).__name__}; valid: a Graph, which planish_graph.convert.as_graph makes of it"
+        )
 
 
 def found(indptr: Tensor, indices: Tensor, value: Tensor | None, num_cols: int) -> Graph | None:
@@ -295,6 +311,13 @@ def _view(indptr: Tensor, indices: Tensor, value: Tensor | None, cache: _Cache) 
     graph.num_cols = cache.num_cols
     graph._kept = cache
     return graph
+
+
+def _integer(number: Any) -> int:
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise DataError(f"graph: {number!r} columns; valid: an integer") from None
 
 
 def _written(tensor: Tensor) -> tuple[int, int]:

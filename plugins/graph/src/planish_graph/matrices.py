@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ class _Found:
 
 
 _found: OrderedDict[Hashable, _Found] = OrderedDict()
+_lock = threading.RLock()  # a tensor may die, and its matrix go, at any moment in the thread that holds it
 
 
 def matrix_of(
@@ -40,8 +43,8 @@ def matrix_of(
 ) -> Graph:
     """The matrix that ``how`` aggregates with, from edges in any accepted form; see `planish_graph.normalise.normalised`.
 
-    For tensors it is kept for as long as they live and are not written to. Weights that require gradients are
-    normalised anew at every call, so that gradients reach them.
+    For tensors it is kept for as long as they live and are not written to, and of the last `KEPT` of them. Weights that
+    require gradients are normalised anew at every call, so that gradients reach them.
     """
     tensors = (edges,) if weight is None else (edges, weight)
     live = weight is not None and weight.requires_grad
@@ -49,19 +52,32 @@ def matrix_of(
         return _made(edges, nodes, how, weight, self_loops, loop)
     key = (*map(id, tensors), nodes, how, self_loops, loop)
     versions = tuple(t._version for t in tensors)
-    found = _found.get(key)
-    if (
-        found is None
-        or found.versions != versions
-        or any(r() is not t for r, t in zip(found.tensors, tensors, strict=True))
-    ):
-        with torch.inference_mode(False), torch.no_grad():
-            graph = _made(edges, nodes, how, weight, self_loops, loop)
-        found = _found[key] = _Found(tuple(weakref.ref(t) for t in tensors), versions, graph)
+    with _lock:
+        found = _found.get(key)
+        if found and found.versions == versions and all(map(_is, found.tensors, tensors)):
+            _found.move_to_end(key)
+            return found.graph
+    with torch.inference_mode(False), torch.no_grad():
+        graph = _made(edges, nodes, how, weight, self_loops, loop)
+    forget = partial(_forget, key)
+    with _lock:
+        _found[key] = _Found(tuple(weakref.ref(t, forget) for t in tensors), versions, graph)
+        _found.move_to_end(key)
         while len(_found) > KEPT:
             _found.popitem(last=False)
-    _found.move_to_end(key)
-    return found.graph
+    return graph
+
+
+def _is(reference: weakref.ref[Tensor], tensor: Tensor) -> bool:
+    return reference() is tensor
+
+
+def _forget(key: Hashable, dead: weakref.ref[Tensor]) -> None:
+    """Free the matrix of a tensor that is gone, unless others have taken its place."""
+    with _lock:
+        found = _found.get(key)
+        if found and any(reference is dead for reference in found.tensors):
+            del _found[key]
 
 
 def _made(

@@ -38,12 +38,13 @@ def normalised(graph: Graph, how: Aggregation, *, self_loops: bool = False, loop
     if how == "sum":
         return graph
     value = _values(graph)
+    exact = torch.promote_types(value.dtype, torch.float32)  # 16 bits can neither count nor add up a long row
     rows = graph.rows.long()
     if how == "mean":
-        return graph.with_values(value / graph.degrees[rows].to(value.dtype))
-    total = graph.row_sum(value.dtype)
+        return graph.with_values((value.to(exact) / graph.degrees[rows]).to(value.dtype))
+    total = graph.row_sum(exact)
     scale = torch.where(total > 0, total, torch.inf).rsqrt()
-    return graph.with_values(scale[rows] * value * scale[graph.indices.long()])
+    return graph.with_values((scale[rows] * value.to(exact) * scale[graph.indices.long()]).to(value.dtype))
 
 
 def with_self_loops(graph: Graph, loop: float = 1.0) -> Graph:

@@ -87,6 +87,10 @@ def _program(
 ) -> tuple[bytes, str]:
     library = _nvrtc()
     known = _architectures()
+    if arch < min(known):
+        raise PlanishError(
+            f"NVRTC: compute capability {arch / 10} is too old for it; valid: {min(known) / 10} on"
+        )
     target = f"sm_{arch}" if arch in known else f"compute_{max(a for a in known if a <= arch)}"
     arguments = [
         f"--gpu-architecture={target}",

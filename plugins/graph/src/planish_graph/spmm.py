@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 from planish_graph import check
 from planish_graph.dispatch import SDDMM, SPMM
-from planish_graph.graph import Graph, Plan, found
+from planish_graph.graph import Graph, Plan, found, given
 from planish_graph.reference import default_product, sampled_product
 
 INDEX_SCHEMA = (
@@ -39,7 +39,9 @@ def spmm(graph: Graph, x: Tensor) -> Tensor:
     Raises:
         DataError: x has the wrong shape or type, or is on another device than the graph.
     """
+    given(graph)
     check.features("features", x, graph.num_cols, graph.device)
+    check.backward_only(x, graph.value)
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     if only_computed(x, graph.value):

@@ -22,6 +22,7 @@ from planish.model import Batch
 from planish_onnx.files import DATA, GRAPH, INLINE_BYTES
 from planish_onnx.files import check as check_folder
 from planish_onnx.session import OnnxModel
+from planish_onnx.session import counts as stored_counts
 from planish_reram.chip import Physics, compose, fault_maps, program
 from planish_reram.config import ReramConfig
 from planish_reram.energy import Footprint, footprint
@@ -41,7 +42,8 @@ class OnnxOnCrossbars(ManyChips):
         seeds: one a chip. maps: fault maps of the first chip by layer; drawn from its seed where empty.
 
     Raises:
-        ConfigError: an option that needs the sliced path, no matrix in float, or a convolution with groups.
+        ConfigError: an option that needs the sliced path, no matrix in float, a convolution with groups, or a pattern of
+            ``skip`` or a fault map that names no layer.
     """
 
     fast = True
@@ -70,14 +72,20 @@ class OnnxOnCrossbars(ManyChips):
         self.maps = dict(maps or {})
         self.tokenizer = load_tokenizer(folder)
         self.graph = onnx.load(folder / GRAPH)
+        every = {found.layer: found.weight for found in _matrices(self.graph)}
+        for pattern in config.skip:
+            if not fnmatch.filter(every, pattern):
+                raise ConfigError(f"skip = {pattern!r} matches no layer (the graph has {', '.join(every)})")
         self.matrices = {
-            found.layer: found.weight
-            for found in _matrices(self.graph)
-            if not any(fnmatch.fnmatchcase(found.layer, pattern) for pattern in config.skip)
-            and not too_small(found.layer, found.weight, config)
+            name: weight
+            for name, weight in every.items()
+            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in config.skip)
+            and not too_small(name, weight, config)
         }
         if not self.matrices:
             raise ConfigError(f"{folder.name}: the graph holds no matrix in float to put onto crossbars")
+        if unknown := [name for name in self.maps if name not in self.matrices]:
+            raise ConfigError(f"the fault maps name the layer {unknown[0]!r}, which is not on crossbars")
         self.layers = list(self.matrices)
         self.use_chip(0)
 
@@ -108,6 +116,14 @@ class OnnxOnCrossbars(ManyChips):
                 size_threshold=INLINE_BYTES,
             )
             self.session = OnnxModel(Path(scratch))
+
+    def left_digital(self) -> dict[str, int]:
+        """Weights of every stored matrix that is not on crossbars: tables, what int8 holds, what the options left out."""
+        return {
+            name: size
+            for name, (size, _) in stored_counts(self.folder).layers.items()
+            if name.removesuffix(".weight") not in self.matrices
+        }
 
     def footprints(self) -> dict[str, tuple[Footprint, int]]:
         """Of each matrix, for one input vector: a graph does not tell how many an inference has."""

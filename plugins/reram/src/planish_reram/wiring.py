@@ -47,6 +47,10 @@ def apply(model: Any, config: ReramConfig, ctx: Context) -> Any:
         ctx.facts["an inference here is"] = (
             "one input vector a layer: a graph does not tell how many there are"
         )
+        left = program.left_digital()
+        ctx.facts["weights on crossbars"] = sum(matrix.numel() for matrix in program.matrices.values())
+        ctx.facts["weights left digital"] = sum(left.values())
+        ctx.facts["left digital"] = list(left)
     else:
         program = ReramModel(model, config, seeds, maps or None)
         with warnings.catch_warnings(record=True) as caught:
