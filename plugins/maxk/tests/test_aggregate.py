@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,7 +12,7 @@ from planish.errors import DataError
 from planish_graph.convert import from_edges
 from planish_graph.generate import from_degrees
 from planish_graph.graph import Graph
-from planish_maxk.cbsr import CBSR, aggregate, choose, maxk
+from planish_maxk.cbsr import CBSR, _prepare, aggregate, choose, maxk
 from planish_maxk.ways import WAYS
 
 STORAGE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -175,6 +178,18 @@ ROWS = maxk(torch.ones(30, 4), 2)
             "positions are int64; valid: uint8 at width 4",
         ),
         (ROWS._replace(width=300), "auto", "positions are uint8; valid: uint16 at width 300"),
+        (ROWS._replace(width=70_000), "auto", "width = 70000; valid: a whole number from 1 to 65536"),
+        (ROWS._replace(width=1), "auto", r"values of shape \[30, 2\]; valid: \[30, k\], k from 1 to 1"),
+        (ROWS._replace(values=ROWS.values[:, 0]), "auto", r"values of shape \[30\]"),
+        (ROWS._replace(values=ROWS.values.long()), "auto", "values are int64; valid: float16"),
+        (
+            ROWS._replace(positions=ROWS.positions + 9),
+            "dense",
+            "positions run to 10; valid: 0 to 3 at width 4",
+        ),
+        (ROWS._replace(positions=ROWS.positions + 9), "entries", "positions run to 10"),
+        ((ROWS.values, ROWS.positions), "auto", "rows of type tuple; valid: CBSR"),
+        (ROWS, ["dense"], "how = .* is not one of"),
         (ROWS, "cuda", "how = 'cuda' needs a CUDA device of compute capability 8.0, NVRTC"),
         (
             ROWS,
@@ -183,7 +198,19 @@ ROWS = maxk(torch.ones(30, 4), 2)
         ),
     ],
 )
-def test_bad_input_is_one_line(rows: CBSR, how: str, text: str) -> None:
+def test_bad_input_is_one_line(rows: Any, how: Any, text: str) -> None:
     with pytest.raises(DataError, match=text) as caught:
         aggregate(awkward("rectangular"), rows, how)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_graph_is_told() -> None:
+    with pytest.raises(DataError, match="graph: Tensor; valid: a Graph, which"):
+        aggregate(torch.tensor([[0], [1]]), ROWS)  # type: ignore[arg-type]
+
+
+def test_nothing_is_prepared_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    rows: Any = CBSR(SimpleNamespace(is_cuda=True), ROWS.positions, 4)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="which a CUDA graph cannot capture; valid: one call"):
+        _prepare(awkward("rectangular"), rows, "auto")

@@ -208,6 +208,21 @@ def test_spans_keep_what_is_added_to_in_the_cache() -> None:
     assert products.span_of(2_449_029, 64) == 64, "tiles of a large graph would not stay either"
 
 
+@pytest.mark.parametrize("width", [1, 256, 2049, 6144, 6145, 8192])
+def test_rows_fit_on_chip_of_every_device(width: int) -> None:
+    """Those of compute capability 8.6, 8.9 and 12.0 allow 99 KB a block."""
+    row = 4 * build.row_floats(width)
+    teams = [products.backward_team(span, width, 4, 0) for span in (1, 32, 300)]
+    sizes = [team.warps * row for team in teams] + [build.warps_for(width, 4) * row]
+    for k in (1, 8, 16, 32, 300):
+        for level in (-1, 0, 1, 2):
+            team = products.forward_team(k, width, 4, level)
+            teams.append(team)
+            sizes.append(team.warps * team.groups * row)
+    assert max(sizes) <= 99 << 10
+    assert min(team.warps for team in teams) >= 1
+
+
 # ---- on a GPU ---------------------------------------------------------------------------------------------------------
 
 

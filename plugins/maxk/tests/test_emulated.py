@@ -31,7 +31,7 @@ template <typename T> static T __ldcs(const T* at) { return *at; }
 static void __syncwarp() { fibres::exchanged(0, [](int) { return 0; }); }
 """
 """What the emulator lacks."""
-MAKERS = (products._forward, products._backward, tiles._tiles)
+MAKERS = (products._forward, products._backward, products._gather, tiles._tiles)
 
 
 class Kernel:
@@ -140,6 +140,7 @@ def test_products_against_float64(
     for run in passes:
         for got, wanted in zip(run(), exact, strict=True):
             close(got, wanted)
+    close(cuda.gathered(plan, grad, positions), exact[0])
 
 
 def close(got: Tensor, exact: Tensor) -> None:

@@ -133,6 +133,17 @@ def test_mistakes_end_in_one_line(tmp_path: Path) -> None:
     outside[0, 0] = 200
     assert "source index 200" in run(net(), task(edge_index=outside))
     assert "source index -1" in run(net(), task(edge_index=torch.where(outside == 200, -1, outside)))
+    nobody = torch.zeros(200, dtype=torch.bool)
+    assert "train_mask picks no node" in run(net(), task(train_mask=nobody))
+    assert "val_mask picks no node with a label, which keep = 'best' needs" in run(
+        net(), task(val_mask=nobody)
+    )
+    assert "y holds the label 4; valid: below 4" in run(net(), task(y=DATA.y + 1))
+    assert "y holds fractions" in run(net(), task(y=DATA.y + 0.5))
+    assert "train_mask has the shape [100]; valid: [200]" in run(net(), task(train_mask=DATA.train[:100]))
+    assert "x holds NaN" in run(net(), task(x=DATA.x * float("nan")))
+    assert "GraphNet: it does not take x and edge_index (mat1" in run(net(), task(x=torch.ones(200, 13)))
+    assert "no weight of the network requires a gradient" in run(net().requires_grad_(False), task())
 
 
 def test_options_are_light_and_bounded() -> None:

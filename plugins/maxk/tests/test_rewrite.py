@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from planish.errors import PlanishError
+from planish.errors import DataError, PlanishError
 from planish_graph.generate import planted_communities
 from planish_maxk.cbsr import maxk
 from planish_maxk.nets import GraphNet
@@ -154,6 +155,20 @@ def test_other_forms_of_the_adjacency(layout: str) -> None:
     )
 
 
+def test_bias_behind_a_long_row_of_16_bit_weights() -> None:
+    """Added up in bfloat16, 3,000 weights of 1 / 3,000 stay at an eighth of their sum."""
+    rows, columns = torch.zeros(3000, dtype=torch.int64), torch.arange(3000)
+    weights = torch.full((3000,), 1 / 3000)
+    mean = torch.sparse_coo_tensor(torch.stack([rows, columns]), weights, (3000, 3000), check_invariants=True)
+    net = LinearBetween().eval()
+    torch.nn.init.constant_(net.output.bias, 10.0)
+    made = rewrite(net, 4)
+    x = torch.randn(3000, 12, generator=torch.Generator().manual_seed(0))
+    expected = made(x, mean)[0]
+    half = copy.deepcopy(made).bfloat16()(x.bfloat16(), mean.to(torch.bfloat16))[0]
+    torch.testing.assert_close(half.float(), expected, rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize("kind", ["sage", "gcn", "gin"])
 def test_the_networks_of_the_paper(kind: Any) -> None:
     torch.manual_seed(0)
@@ -184,6 +199,69 @@ def test_copies_and_types_are_followed() -> None:
     assert exact.dtype == torch.float64
     torch.testing.assert_close(exact.float(), made(DATA.x), rtol=1e-3, atol=1e-3)
     assert set(made.state_dict()) == {f"net.{name}" for name in net.state_dict()}
+
+
+def test_weights_are_read_at_every_call() -> None:
+    """A parameter outside of layers may be exchanged for good (`assign`) or for one call (`functional_call`)."""
+    made = rewrite(GraphNet(12, 4, kind="gin", width=16, blocks=1, dropout=0.0).eval(), 4, BY_EDGES)
+    state = {**made.state_dict(), "net.blocks.0.eps": torch.tensor(5.0)}
+    before, called = made(**BY_EDGES), torch.func.functional_call(made, state, (), BY_EDGES)
+    assert torch.equal(made(**BY_EDGES), before)
+    made.load_state_dict(state, assign=True)
+    assert torch.equal(made(**BY_EDGES), called)
+    assert not torch.equal(called, before)
+
+
+def test_layers_keep_their_mode_and_rate() -> None:
+    net = PlainSAGE().train()
+    net.root.eval()
+    made = rewrite(net, 16, BY_MATRIX).to(torch.float32)
+    assert made.training
+    assert net.drop.training
+    assert not net.root.training, "frozen layers stay so"
+    made.eval()
+    expected = made(**BY_MATRIX)
+    net.drop.train()
+    assert not torch.equal(made(**BY_MATRIX), expected), (
+        "dropout is drawn in evaluation where it is asked for"
+    )
+    net.drop.p = 0.0
+    assert torch.equal(made(**BY_MATRIX), expected)
+
+
+def test_pickled_rewritten_again_and_not_split() -> None:
+    made = rewrite(PlainGIN().eval(), 4, {"x": DATA.x}, "layers")
+    other = pickle.loads(pickle.dumps(made))
+    assert torch.equal(other(DATA.x), made(DATA.x))
+    assert (other.k, other.recompute, other.training) == (4, "layers", False)
+    again = rewrite(made, 7)
+    assert again.net is made.net
+    assert (again.k, "k=7 at activation" in repr(again)) == (7, True)
+    with pytest.raises(PlanishError, match="cannot be split over devices by DataParallel"):
+        made._replicate_for_data_parallel()
+
+
+class Several(nn.Module):
+    """The function that makes the matrix is called in a layer, and several things are given back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = GraphNet(12, 4, width=16, blocks=1)
+
+    def forward(self, x: Tensor, edge_index: Tensor, scale: float | None = None) -> Any:
+        out = self.inner(x, edge_index)
+        return {"logits": out, "both": (out, 2 * out if scale is None else scale * out)}
+
+
+def test_inputs_and_outputs_of_other_forms() -> None:
+    made = rewrite(Several().eval(), 4, BY_EDGES)
+    wanted = made(**BY_EDGES)["logits"]
+    assert torch.equal(made(DATA.x, EDGES, None)["logits"], wanted)
+    assert torch.equal(made(DATA.x, edge_index=EDGES, scale=None)["logits"], wanted)
+    with pytest.raises(PlanishError, match="the rewritten network takes no 'scale'"):
+        made(DATA.x, EDGES, 3.0)
+    with pytest.raises(TypeError, match="an input too many"):
+        made(DATA.x, EDGES, x=DATA.x)
 
 
 @pytest.mark.slow
@@ -235,6 +313,46 @@ def test_own_network_of_pyg_layers() -> None:
     assert disagreement(made, BY_EDGES) < 1e-5
 
 
+@pytest.mark.slow
+def test_layers_called_by_name_explained_and_of_others() -> None:
+    conv = pytest.importorskip("torch_geometric.nn", reason="torch_geometric is not installed")
+    from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
+
+    class GCNConv(conv.MessagePassing):  # type: ignore[name-defined, misc]
+        """Of PyG's name, and something else."""
+
+        def __init__(self) -> None:
+            super().__init__(aggr="add")
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            return self.propagate(edge_index, x=x)  # type: ignore[no-any-return]
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.input = nn.Linear(12, 16)
+            self.first = conv.GCNConv(16, 16, aggr="sum")
+            self.second = conv.GINConv(nn.Linear(16, 4), aggr="sum")
+            self.other = GCNConv()
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            x = self.first(self.input(x).relu(), edge_index=edge_index)
+            x = self.second(x=x.relu(), edge_index=edge_index)
+            return self.other(x.relu(), edge_index)  # type: ignore[no-any-return]
+
+    made = rewrite(Net().eval(), 8, BY_EDGES)
+    assert len(made.places) == 2, "a class of one's own stays as it is"
+    made.k = None
+    mask = torch.randn(EDGES.shape[1], generator=torch.Generator().manual_seed(0))
+    set_masks(made, mask, EDGES)
+    explained = made(**BY_EDGES)
+    torch.testing.assert_close(explained, made.net(**BY_EDGES))
+    clear_masks(made)
+    assert (made(**BY_EDGES) - explained).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="MessagePassing"):  # PyG's own code is asked for what is no tensor
+        made(DATA.x, "torch_sparse")
+
+
 class Unfollowed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x
@@ -275,6 +393,22 @@ def test_what_cannot_be_rewritten_is_told_in_one_line(
     with pytest.raises(PlanishError, match=text) as caught:
         rewrite(net, k, batch)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"k": 0}, "k = 0; valid: a whole number from 1"),
+        ({"k": True}, "k = True; valid"),
+        ({"k": None}, "k = None; valid"),
+        ({"recompute": "all"}, "recompute = 'all'; valid: nothing, layers, half, everything"),
+        ({"net": len}, "net of type builtin_function_or_method; valid: a torch module"),
+        ({"batch": [DATA.x]}, "batch of type list; valid: the network's inputs by name"),
+    ],
+)
+def test_arguments_are_told_in_one_line(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(DataError, match=text):
+        rewrite(**{"net": PlainSAGE(), "k": 4, **changes})
 
 
 def test_k_can_be_taken_back() -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from planish.errors import DataError
-from planish_maxk.cbsr import CBSR, drop, maxk
+from planish_graph.convert import from_edges
+from planish_maxk.cbsr import CBSR, aggregate, drop, maxk
 
 WIDTHS = [1, 31, 32, 33, 129, 200, 255, 256, 257, 384, 1024]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -142,12 +144,43 @@ def test_compiled_and_under_autocast() -> None:
         (torch.ones(4), 1, r"shape \[4\]; valid: two dimensions"),
         (torch.ones(2, 4, dtype=torch.int32), 1, "int32; valid: float16"),
         (torch.empty(1, 65_537), 1, "width 65537; valid: at most 65536"),
+        (torch.empty(1, 0), 1, "width 0; valid: at least 1 column"),
+        ([[1.0, 2.0]], 1, "features of type list; valid: a torch tensor"),
+        (torch.eye(2).to_sparse(), 1, "features are sparse_coo; valid: a dense tensor"),
     ],
 )
-def test_bad_input_is_one_line(x: Tensor, k: int, text: str) -> None:
+def test_bad_input_is_one_line(x: Any, k: Any, text: str) -> None:
     with pytest.raises(DataError, match=text) as caught:
         maxk(x, k)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("how", ["top-k", "dense", "product"])
+def test_forward_mode_is_refused(how: str) -> None:
+    """Torch would give a tangent of zero, without a word."""
+    x, tangent = torch.randn(2, 4), torch.ones(2, 4)
+    rows, graph = maxk(x, 2), from_edges(torch.tensor([[0, 1], [1, 0]]))
+    of_values = {
+        "top-k": lambda x: maxk(x, 2).values,
+        "dense": lambda x: CBSR(x[:, :2], rows.positions, 4).to_dense(),
+        "product": lambda x: aggregate(graph, CBSR(x[:, :2], rows.positions, 4)),
+    }
+    with pytest.raises(DataError, match=r"forward-mode derivatives \(jvp\)"):
+        torch.func.jvp(of_values[how], (x,), (tangent,))
+
+
+def test_whole_numbers_of_other_kinds_are_taken() -> None:
+    x = torch.randn(2, 4)
+    for k in (np.int64(2), torch.tensor(2)):
+        assert torch.equal(maxk(x, k).values, maxk(x, 2).values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("p", [2, -0.1, None, math.nan])
+def test_dropout_takes_probabilities_of_compressed_rows(p: Any) -> None:
+    with pytest.raises(DataError, match="drop: p = "):
+        drop(maxk(torch.ones(1, 2), 1), p)
+    with pytest.raises(DataError, match="drop: rows of type Tensor; valid: CBSR"):
+        drop(torch.ones(1, 2), 0.5)  # type: ignore[arg-type]
 
 
 def test_rows_are_a_plain_tuple() -> None:

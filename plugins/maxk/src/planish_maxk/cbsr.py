@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from planish.errors import DataError
 from planish_graph import check
 from planish_graph.dispatch import Candidate, Dispatcher, Program
-from planish_graph.graph import Graph, Plan
+from planish_graph.graph import Graph, Plan, given
 from planish_graph.spmm import only_computed, spmm
 from planish_maxk import cuda, ops, topk  # noqa: F401 - ops registers the operators
 from planish_maxk.ways import WAYS, Work, find
@@ -40,6 +40,7 @@ class CBSR(NamedTuple):
 
     def to_dense(self) -> Tensor:
         """[N, D] with zeros where nothing was kept; differentiable."""
+        check.backward_only(self.values)
         out: Tensor = torch.ops.planish_maxk.to_dense(self.values, self.positions, self.width)
         return out
 
@@ -52,15 +53,24 @@ def maxk(x: Tensor, k: int) -> CBSR:
     and evaluation do the same.
 
     Raises:
-        DataError: k is not within 1 .. D, D is above 65,536, or x is no floating-point matrix.
+        DataError: k is not within 1 .. D, D is 0 or above 65,536, x is no floating-point matrix, or forward-mode
+            derivatives are asked for.
     """
-    topk.checked(x, k)
+    k = topk.checked(x, k)
+    check.backward_only(x)
     values, index = torch.ops.planish_maxk.top_k(_cast(x), k)
     return CBSR(values, index, x.shape[1])
 
 
 def drop(rows: CBSR, p: float, training: bool = True) -> CBSR:
-    """Dropout on the kept entries: each is zeroed with probability ``p``, the others are scaled by 1 / (1 - p)."""
+    """Dropout on the kept entries: each is zeroed with probability ``p``, the others are scaled by 1 / (1 - p).
+
+    Raises:
+        DataError: the rows are not compressed, or p is no probability.
+    """
+    _compressed("drop", rows)
+    if not isinstance(p, int | float) or not 0 <= p <= 1:
+        raise DataError(f"drop: p = {p!r}; valid: a number from 0 to 1")
     return rows._replace(values=F.dropout(rows.values, p, training))
 
 
@@ -75,11 +85,17 @@ def aggregate(graph: Graph, rows: CBSR | Tensor, how: str = "auto") -> Tensor:
             reference; ``"auto"``: see `choose`.
 
     Raises:
-        DataError: the rows do not fit the graph or lie on another device, or ``how`` is not possible here.
+        DataError: the rows do not fit the graph or lie on another device, ``how`` is not possible here, or forward-mode
+            derivatives are asked for. Positions that were not made by `maxk` are compared with the width on a CPU; on a
+            GPU, which would have to be waited for, they are not.
     """
+    given(graph)
     if isinstance(rows, Tensor):
         return spmm(graph, rows)
+    if how != "auto":
+        find(how)
     _fits(graph, rows)
+    check.backward_only(rows.values, graph.value)
     rows = CBSR(_cast(rows.values), rows.positions.contiguous(), rows.width)
     if torch.compiler.is_compiling():
         work = _prepare(graph, rows, how)
@@ -106,6 +122,11 @@ class _Prepared(NamedTuple):
 
 
 def _prepare(graph: Graph, rows: CBSR, how: str) -> _Prepared:
+    if rows.values.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing():
+        raise DataError(
+            "aggregate: the first call for a graph, k and type prepares kernels, which a CUDA graph cannot capture; "
+            "valid: one call, and its backward pass, before"
+        )
     how, back = choose(graph, rows) if how == "auto" else (how, how)
     for name in {how, back}:
         if not find(name).usable(rows.values, rows.width):
@@ -157,7 +178,26 @@ def _dispatchers(*names: str) -> tuple[Dispatcher, Dispatcher]:
     )
 
 
+def _compressed(name: str, rows: Any) -> None:
+    if not isinstance(rows, CBSR):
+        raise DataError(
+            f"{name}: rows of type {type(rows).__name__}; valid: CBSR, which maxk makes of features"
+        )
+
+
 def _fits(graph: Graph, rows: CBSR) -> None:
+    _compressed("aggregate", rows)
+    width, shape = rows.width, list(rows.values.shape)
+    if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= topk.MAX_WIDTH:
+        raise DataError(f"aggregate: width = {width!r}; valid: a whole number from 1 to {topk.MAX_WIDTH}")
+    if len(shape) != 2 or not 1 <= shape[1] <= width:
+        raise DataError(
+            f"aggregate: values of shape {shape}; valid: [{graph.num_cols}, k], k from 1 to {width}"
+        )
+    if rows.values.dtype not in check.FEATURES:
+        raise DataError(
+            f"aggregate: values are {check.short(rows.values.dtype)}; valid: float16, bfloat16, float32, float64"
+        )
     if rows.values.shape[0] != graph.num_cols:
         raise DataError(
             f"aggregate: {rows.values.shape[0]} rows; valid: {graph.num_cols}, the graph's number of source nodes"

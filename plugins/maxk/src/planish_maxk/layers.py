@@ -41,19 +41,17 @@ class MaxK(nn.Module):
 
 
 class KeptDropout(nn.Module):
-    """Dropout on kept entries."""
+    """Dropout on kept entries, at the rate ``p``, or at the rate and in the mode of the layer that it stands for."""
 
-    def __init__(self, p: float) -> None:
+    def __init__(self, p: float | nn.Dropout) -> None:
         super().__init__()
         self.p = p
 
     def forward(self, rows: Rows) -> Rows:
-        if isinstance(rows, Tensor):
-            return F.dropout(rows, self.p, self.training)
-        return drop(rows, self.p, self.training)
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}"
+        p, training = (
+            (self.p.p, self.p.training) if isinstance(self.p, nn.Dropout) else (self.p, self.training)
+        )
+        return F.dropout(rows, p, training) if isinstance(rows, Tensor) else drop(rows, p, training)
 
 
 class Product(nn.Module):
@@ -79,8 +77,11 @@ class Product(nn.Module):
             return out @ weight
         if self.linear is None:
             return out
-        out = F.linear(out, self.linear.weight)
-        return out if self.linear.bias is None else out + graph.row_sum(out.dtype)[:, None] * self.linear.bias
+        out, bias = F.linear(out, self.linear.weight), self.linear.bias
+        if bias is None:
+            return out
+        exact = torch.promote_types(out.dtype, torch.float32)  # 16 bits lose count of long rows
+        return out + (graph.row_sum(exact)[:, None] * bias.to(exact)).to(out.dtype)
 
 
 class EdgeProduct(Product):
@@ -91,14 +92,29 @@ class EdgeProduct(Product):
         return super().forward(matrix_of(edges, nodes, "gcn", self_loops=True), rows, weight)
 
 
-class GCN(nn.Module):
-    """A `GCNConv` of PyG, aggregating before its linear layer: (A x) W = A (x W)."""
+class Convolution(nn.Module):
+    """A layer of PyG. While it is being explained, and with inputs of another kind, its own code runs, on the kept
+    entries."""
 
     def __init__(self, conv: Any) -> None:
         super().__init__()
         self.conv = conv
 
-    def forward(self, rows: Rows, edges: Any, edge_weight: Tensor | None = None) -> Tensor:
+    def forward(self, rows: Rows, edge_index: Any, *args: Any, **kwargs: Any) -> Tensor:
+        more = any(value is not None for value in (*args, *kwargs.values()))
+        if self.conv.explain or not isinstance(edge_index, Tensor) or (more and not isinstance(self, GCN)):
+            out: Tensor = self.conv(dense(rows), edge_index, *args, **kwargs)
+            return out
+        return self.aggregated(rows, edge_index, *args, **kwargs)
+
+    def aggregated(self, rows: Rows, edges: Any, *args: Any, **kwargs: Any) -> Tensor:
+        raise NotImplementedError
+
+
+class GCN(Convolution):
+    """A `GCNConv` of PyG, aggregating before its linear layer: (A x) W = A (x W)."""
+
+    def aggregated(self, rows: Rows, edges: Any, edge_weight: Tensor | None = None) -> Tensor:
         conv, nodes = self.conv, _nodes(rows)
         how = "gcn" if conv.normalize else "sum"
         # PyG's "improved" weighs self-loops with 2 only where edges have weights; without, all are 1.
@@ -109,14 +125,10 @@ class GCN(nn.Module):
         return out if conv.bias is None else out + conv.bias
 
 
-class SAGE(nn.Module):
+class SAGE(Convolution):
     """A `SAGEConv` of PyG with mean or sum aggregation."""
 
-    def __init__(self, conv: Any) -> None:
-        super().__init__()
-        self.conv = conv
-
-    def forward(self, rows: Rows, edges: Any, size: None = None) -> Tensor:
+    def aggregated(self, rows: Rows, edges: Any, size: None = None) -> Tensor:
         conv = self.conv
         graph = matrix_of(edges, _nodes(rows), "mean" if conv.aggr == "mean" else "sum")
         out: Tensor = conv.lin_l(aggregate(graph, rows))
@@ -125,14 +137,10 @@ class SAGE(nn.Module):
         return F.normalize(out, p=2.0, dim=-1) if conv.normalize else out
 
 
-class GIN(nn.Module):
+class GIN(Convolution):
     """A `GINConv` of PyG."""
 
-    def __init__(self, conv: Any) -> None:
-        super().__init__()
-        self.conv = conv
-
-    def forward(self, rows: Rows, edges: Any, size: None = None) -> Tensor:
+    def aggregated(self, rows: Rows, edges: Any, size: None = None) -> Tensor:
         graph = matrix_of(edges, _nodes(rows))
         out: Tensor = self.conv.nn(aggregate(graph, rows) + (1 + self.conv.eps) * dense(rows))
         return out

@@ -44,6 +44,7 @@ def _(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _dense(values: Tensor, index: Tensor, width: int) -> Tensor:
     if cuda.fits(values, width):
         return cuda.expand(values.contiguous(), index, width)
+    topk.within(index, width)
     return topk.expand(values, index, width)
 
 

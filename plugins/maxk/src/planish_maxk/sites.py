@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,15 +58,27 @@ class Site:
         return linear.in_features if linear is not None else None
 
 
-def trace(net: nn.Module) -> tuple[fx.GraphModule, list[str]]:
-    """The network as a graph of calls, and the names of its optional inputs that were held at their defaults.
+@contextmanager
+def modes_kept(net: nn.Module) -> Iterator[None]:
+    """Leave every layer in the mode it is in: some may be frozen in evaluation mode while others train."""
+    modes = [(module, module.training) for module in net.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def trace(net: nn.Module) -> tuple[fx.GraphModule, dict[str, Any]]:
+    """The network as a graph of calls, and its optional inputs, which were held at these defaults.
 
     Raises:
         PlanishError: its forward pass cannot be followed.
     """
-    scope = getattr(type(net).forward, "__globals__", {})
+    scopes = [getattr(forward, "__globals__", {}) for forward in {type(m).forward for m in net.modules()}]
     opaque = tuple(
         f
+        for scope in scopes
         for name, f in scope.items()
         if inspect.isfunction(f) and (name in PLAIN_FUNCTIONS or f.__module__.startswith("planish_graph"))
     )
@@ -74,22 +87,20 @@ def trace(net: nn.Module) -> tuple[fx.GraphModule, list[str]]:
         for name, p in inspect.signature(net.forward).parameters.items()
         if p.default is not p.empty and name != "edge_weight"
     }
-    training = net.training
-    net.train()  # so that a functional dropout is seen with its training flag up
     try:
         tracer = _Tracer(autowrap_functions=opaque)
-        graph = tracer.trace(net, concrete_args=optional or None)
+        with modes_kept(net):
+            net.train()  # so that a functional dropout is seen with its training flag up
+            graph = tracer.trace(net, concrete_args=optional or None)
     except Exception as error:  # tracing runs the user's code on stand-ins: anything may be raised
         text = " ".join(str(error).split())
         raise PlanishError(
             f"{type(net).__name__}: its forward pass cannot be traced ({type(error).__name__}: {text[:160]})"
         ) from None
-    finally:
-        net.train(training)
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target.__name__ == "_assert_is_none":
             graph.erase_node(node)
-    return fx.GraphModule(net, graph), list(optional)
+    return fx.GraphModule(net, graph), optional
 
 
 def find(traced: fx.GraphModule) -> Iterator[Site]:
@@ -137,6 +148,14 @@ def _aggregations(
         make = _convolution(conv)
         if make and node.args:
             yield make(conv), node.args[0], (ROWS, *node.args[1:]), dict(node.kwargs), False
+        elif make and "x" in node.kwargs:
+            yield (
+                make(conv),
+                node.kwargs["x"],
+                (ROWS,),
+                {n: a for n, a in node.kwargs.items() if n != "x"},
+                False,
+            )
         return
     args = node.args
     if node.op == "call_function" and getattr(node.target, "__name__", "") == "propagate" and len(args) == 3:
@@ -164,14 +183,16 @@ def _is_given(traced: fx.GraphModule, node: fx.Node) -> bool:
 def _convolution(conv: nn.Module) -> Callable[[Any], nn.Module] | None:
     """The layer that stands in for a convolution of PyG, where there is one."""
     kind: Any = conv
-    if not _is_message_passing(conv) or kind.flow != "source_to_target":
+    # Others write classes of these names, too, which compute something else.
+    own = type(conv).__module__.startswith("torch_geometric.") and _is_message_passing(conv)
+    if not own or kind.flow != "source_to_target":
         return None
     name = type(conv).__name__
-    if name == "GCNConv" and kind.aggr == "add":
+    if name == "GCNConv" and kind.aggr in ("add", "sum"):
         return layers.GCN
     if name == "SAGEConv" and kind.aggr in ("mean", "add", "sum") and not kind.project:
         return layers.SAGE
-    if name == "GINConv" and kind.aggr == "add":
+    if name == "GINConv" and kind.aggr in ("add", "sum"):
         return layers.GIN
     return None
 

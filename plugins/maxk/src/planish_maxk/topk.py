@@ -8,6 +8,8 @@ pointer. Ties, NaN and the order of positions are our choice, as documented here
 from __future__ import annotations
 
 import math
+import operator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,12 +56,16 @@ def expand(values: Tensor, index: Tensor, width: int) -> Tensor:
     return values.new_zeros(values.shape[0], width).scatter(1, index.long(), values)
 
 
-def checked(x: Tensor, k: int) -> None:
-    """Raise for what `top_k` cannot take.
+def checked(x: Any, k: Any) -> int:
+    """k as a plain integer; raise for what `top_k` cannot take.
 
     Raises:
-        DataError: x is not a floating-point matrix of at most 65,536 columns, or k is not within its width.
+        DataError: x is not a floating-point matrix of 1 to 65,536 columns, or k is not within its width.
     """
+    if not isinstance(x, Tensor):
+        raise DataError(f"maxk: features of type {type(x).__name__}; valid: a torch tensor [N, D]")
+    if x.layout != torch.strided:
+        raise DataError(f"maxk: features are {check.short(x.layout)}; valid: a dense tensor [N, D]")
     if x.dim() != 2:
         raise DataError(f"maxk: features of shape {list(x.shape)}; valid: two dimensions [N, D]")
     if x.dtype not in check.FEATURES:
@@ -69,7 +75,33 @@ def checked(x: Tensor, k: int) -> None:
     width = x.shape[1]
     if width > MAX_WIDTH:
         raise DataError(f"maxk: width {width}; valid: at most {MAX_WIDTH}, positions have 16 bits")
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= width:
+    if width == 0:
+        raise DataError("maxk: width 0; valid: at least 1 column")
+    number = whole(k)
+    if number is None or not 1 <= number <= width:
         raise DataError(
             f"maxk: k = {k!r}; valid: a whole number from 1 to {width}, the width of the features"
         )
+    return number
+
+
+def whole(k: Any) -> int | None:
+    """k as an integer, from whatever counts as one but a truth value."""
+    try:
+        return None if isinstance(k, bool) else operator.index(k)
+    except TypeError:
+        return None
+
+
+def within(index: Tensor, width: int) -> None:
+    """Raise for positions outside 0 .. width - 1, which would lie in other rows. On a GPU nothing is read, since it would
+    be waited for.
+
+    Raises:
+        DataError: naming the largest.
+    """
+    if index.device.type != "cpu" or index.numel() == 0 or width > torch.iinfo(index.dtype).max:
+        return
+    last = int(index.to(torch.int32).amax())
+    if last >= width:
+        raise DataError(f"positions run to {last}; valid: 0 to {width - 1} at width {width}")

@@ -49,7 +49,7 @@ class Training:
         """One epoch: forward, backward, update. The loss [] before the update, detached."""
         self.module.train()
         self.optimizer.zero_grad()
-        logits = self.module(**self.batch).float()
+        logits = self._logits().float()
         loss = F.cross_entropy(logits, self.target, ignore_index=PASSED_OVER)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
@@ -67,11 +67,17 @@ class Training:
             self.best_state = {name: t.clone() for name, t in self.module.state_dict().items()}
         return float(loss)
 
+    def _logits(self) -> Tensor:
+        """What tasks take for the logits, too: the output, its part of that name, or the first of several."""
+        output = self.module(**self.batch)
+        logits: Tensor | tuple[Tensor, ...] = getattr(output, "logits", output)
+        return logits[0] if isinstance(logits, tuple) else logits
+
     def right(self, mask: Tensor) -> int:
         """Nodes in ``mask`` whose largest logit is the label's, in evaluation mode."""
         self.module.eval()
         with torch.no_grad():
-            answers = self.module(**self.batch)[mask].argmax(1)
+            answers = self._logits()[mask].argmax(1)
         return int((answers == self.y[mask]).sum())
 
     def finish(self, keep: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from planish.errors import DataError
 from planish_graph.graph import Graph, Plan
-from planish_maxk import cuda, kernels, product
+from planish_maxk import cuda, kernels, product, topk
 
 Work = tuple[Tensor, ...]
 """Up to three tensors."""
@@ -52,13 +52,17 @@ def find(name: str) -> Way:
     Raises:
         DataError: there is none.
     """
-    if name not in WAYS:
+    if not isinstance(name, str) or name not in WAYS:
         raise DataError(f"aggregate: how = {name!r} is not one of auto, {', '.join(WAYS)}")
     return WAYS[name]
 
 
 def _plain(forward: Callable[..., Tensor], of_values: Callable[[Plan, Tensor, Tensor], Tensor]) -> Way:
     """Of functions in plain torch; each gradient only where it is wanted."""
+
+    def product_of(plan: Plan, work: Work, values: Tensor, index: Tensor, width: int) -> Tensor:
+        topk.within(index, width)
+        return forward(plan, values, index, width)
 
     def backward(
         plan: Plan, work: Work, grad: Tensor, values: Tensor, index: Tensor, wanted: tuple[bool, bool]
@@ -67,11 +71,7 @@ def _plain(forward: Callable[..., Tensor], of_values: Callable[[Plan, Tensor, Te
         two = product.entry_gradient(plan, grad, values, index) if wanted[1] else grad.new_empty(0)
         return one, two
 
-    return Way(
-        lambda plan, work, values, index, width: forward(plan, values, index, width),
-        backward,
-        deterministic=True,
-    )
+    return Way(product_of, backward, deterministic=True)
 
 
 def _cuda(window: int | None) -> Way:

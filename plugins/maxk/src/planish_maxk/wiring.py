@@ -32,6 +32,7 @@ def apply(model: TorchModel, config: MaxKConfig, ctx: Context) -> MaxKModel:
         )
     inner = model.unwrapped() if isinstance(model, MaxKModel) else model
     _finite(inner)
+    _suits(task, model, config)
     before = copy.deepcopy(model.module)  # its weights are those that are trained below
     batch = {name: value.to(inner.device) for name, value in task.example(model).items()}
     made = MaxKModel(rewrite(inner.module, config.k, batch, config.recompute), inner.builder, inner)
@@ -67,6 +68,40 @@ def _finite(model: TorchModel) -> None:
             raise PlanishError(f"maxk: weight {name!r} holds NaN or infinity")
 
 
+def _suits(task: NodeClassification, model: TorchModel, config: MaxKConfig) -> None:
+    """Whether the task's graph is one that this network can be trained on."""
+    x, y, *masks = task.data.read("x", "y", "train_mask", "val_mask")
+    if not bool(x.isfinite().all()):
+        raise DataError("maxk: x holds NaN or infinity")
+    for name, tensor in zip(("y", "train_mask", "val_mask"), (y, *masks), strict=True):
+        if tensor.shape != x.shape[:1]:
+            raise DataError(
+                f"maxk: {name} has the shape {list(tensor.shape)}; valid: [{len(x)}], one a row of x"
+            )
+    if bool((y != y.long()).any()):
+        raise DataError("maxk: y holds fractions; valid: whole numbers, one label a node")
+    chosen = [mask.bool() & (y >= 0) for mask in masks]
+    if not bool(chosen[0].any()):
+        raise DataError("maxk: train_mask picks no node with a label")
+    if config.keep == "best" and not bool(chosen[1].any()):
+        raise DataError(
+            "maxk: val_mask picks no node with a label, which keep = 'best' needs; valid: keep = 'last'"
+        )
+    if config.epochs and not any(p.requires_grad for p in model.module.parameters()):
+        raise PlanishError("maxk: no weight of the network requires a gradient; valid: epochs = 0")
+    try:
+        classes = model(task.example(model)).shape[-1]
+    except (RuntimeError, TypeError) as error:
+        text = " ".join(str(error).split())
+        raise PlanishError(
+            f"{type(model.module).__name__}: it does not take x and edge_index ({text[:160]})"
+        ) from None
+    if int(y.max()) >= classes:
+        raise DataError(
+            f"maxk: y holds the label {int(y.max())}; valid: below {classes}, the network's classes"
+        )
+
+
 def _train(
     model: MaxKModel, task: NodeClassification, batch: dict[str, Any], config: MaxKConfig, ctx: Context
 ) -> None:
@@ -81,7 +116,11 @@ def _train(
             for number in range(first, last):
                 loss = training.epoch(ctx.generator(f"epoch {number}").initial_seed())
                 if loss != loss:
-                    raise PlanishError(f"maxk: the loss is NaN in epoch {number}; lower lr = {config.lr}")
+                    half = any(p.dtype == torch.float16 for p in model.module.parameters())
+                    cure = (
+                        "float16 weights do not train; valid: others" if half else f"lower lr = {config.lr}"
+                    )
+                    raise PlanishError(f"maxk: the loss is NaN in epoch {number}; {cure}")
             unit.save(training.state())
         ctx.progress(last, config.epochs, "epochs")
     training.finish(config.keep)

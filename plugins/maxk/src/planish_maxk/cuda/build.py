@@ -58,6 +58,11 @@ def power(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
+def warps_for(width: int, most: int) -> int:
+    """Warps of a block that each hold a row of fp32 on chip: at most 96 KB, which every device from 8.0 on has."""
+    return min(most, 1 << ((96 << 10) // (4 * row_floats(width))).bit_length() - 1)
+
+
 def row_floats(width: int) -> int:
     """Floats of an accumulator: the width, in whole rounds over the 32 banks."""
     return -(-width // 32) * 32

@@ -12,7 +12,7 @@ from planish_graph import nvrtc
 from planish_graph.driver import Kernel
 from planish_graph.graph import Plan
 from planish_maxk import product
-from planish_maxk.cuda.build import module, power, row_floats, usable
+from planish_maxk.cuda.build import module, power, row_floats, usable, warps_for
 from planish_maxk.cuda.work import busy
 
 WIDEST = 8192
@@ -96,7 +96,7 @@ def forward_team(k: int, width: int, vec: int = 4, level: int = 0, far: bool = F
         most, unroll = 2, 4 if level == 2 else 2
     else:
         most, unroll = 4, 2 if level == 0 or (level == 1 and not far) else 1
-    vec = min(vec, most)
+    vec, warps = min(vec, most), warps_for(width, warps)
     lanes = min(32, power(-(-k // vec)))
     groups = max(1, min(32 // lanes, 4, (96 << 10) // (4 * warps * row_floats(width))))
     return Team(vec, lanes, groups, min(unroll, 32 // groups), warps)
@@ -177,7 +177,7 @@ def backward_team(span: int, width: int, vec: int = 4, level: int = 0) -> Team:
     """Four neighbours a lane: one 16-byte reduction. ``level`` is what `busy` gave."""
     lanes = min(32, power(-(-span // vec)))
     unroll = 1 if span <= 16 else 2 if level == 1 else 4
-    return Team(vec, lanes, 32 // lanes, unroll, 4 if width > 2048 else 8)
+    return Team(vec, lanes, 32 // lanes, unroll, warps_for(width, 4 if width > 2048 else 8))
 
 
 @cache

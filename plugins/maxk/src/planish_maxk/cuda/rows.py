@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from planish_graph.driver import Kernel, Module
-from planish_maxk.cuda.build import module, processors, row_floats
+from planish_maxk.cuda.build import module, processors, row_floats, warps_for
 
 WIDEST_TOP_K = 1024
 """Columns of a row that fits the registers of a warp."""
@@ -49,9 +49,12 @@ def expand(values: Tensor, index: Tensor, width: int) -> Tensor:
     """`planish_maxk.topk.expand` for contiguous values and positions [N, k]."""
     rows, k = values.shape
     out = values.new_empty(rows, width)
-    built = _expand(values.dtype, index.element_size(), width, k, values.device.index)
-    shared = 4 * values.element_size() * row_floats(width)
-    built["expand"](-(-rows // 4), 128, values, index, out, rows, shared=shared)
+    built, warps = (
+        _expand(values.dtype, index.element_size(), width, k, values.device.index),
+        warps_for(width, 4),
+    )
+    shared = warps * values.element_size() * row_floats(width)
+    built["expand"](-(-rows // warps), 32 * warps, values, index, out, rows, shared=shared)
     return out
 
 
@@ -67,4 +70,4 @@ def pick(dense: Tensor, index: Tensor) -> Tensor:
 
 @cache
 def _expand(dtype: torch.dtype, position: int, width: int, k: int, device: int) -> Module:
-    return module("expand", dtype, position, 4, width, k, device, {"WARPS": 4})
+    return module("expand", dtype, position, 4, width, k, device, {"WARPS": warps_for(width, 4)})
